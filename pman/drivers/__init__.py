@@ -1,0 +1,84 @@
+"""What the gateway asks of an engine, and which name means which driver."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pman.errors import EngineError
+from pman.jobs import Job, Observation
+from pman.settings import Settings
+
+
+class Driver(Protocol):
+    """One engine. The calls block, come from several threads at once, and know nothing of pfcon.
+
+    Each may raise Unavailable. Jobs are told apart by their ``name``, which is unique.
+    """
+
+    def submit(self, jobs: Sequence[Job]) -> Mapping[str, str | EngineError]:
+        """Hand the documents over, all in one go; for each name the engine's id or what went wrong.
+
+        Rejected is final; Unavailable was certainly not handed over; Ambiguous may have been.
+        """
+
+    def find(self, jobs: Sequence[Job]) -> Mapping[str, str]:
+        """The ids of those jobs that the engine has, or has had, whatever became of them."""
+
+    def observe(self, jobs: Sequence[Job]) -> Mapping[str, Observation]:
+        """What became of the jobs: a fixed number of engine calls however many there are.
+
+        A name that is missing from the answer was not seen; that is never an end.
+        """
+
+    def logs(self, job: Job, tail: int) -> str:
+        """The last ``tail`` lines that the job wrote, stdout and stderr, in a bounded number of
+        bytes."""
+
+    def remove(self, jobs: Sequence[Job]) -> None:
+        """End the jobs if they have not ended, and remove what is theirs alone. Repeatable."""
+
+    def close(self) -> None:
+        """Let go of connections; jobs go on."""
+
+
+def _slurm(settings: Settings) -> Driver:
+    from pman.drivers.slurm import SlurmDriver
+    from pman.shell import LocalShell, SSHShell
+
+    shell = (
+        SSHShell(
+            host=settings.ssh_host,
+            port=settings.ssh_port,
+            user=settings.ssh_user,
+            key_file=settings.ssh_key_file,
+            known_hosts=settings.ssh_known_hosts,
+            config_file=settings.ssh_config_file,
+            command=settings.ssh_shell,
+        )
+        if settings.ssh_host
+        else LocalShell()
+    )
+    return SlurmDriver(shell, settings.storage)
+
+
+def _local(_: Settings) -> Driver:
+    from pman.drivers.local import LocalDriver
+
+    return LocalDriver()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a value of CONTAINER_ENV stands for."""
+
+    language: str
+    """The language of the documents it takes."""
+    template: str
+    """The template that is used unless TEMPLATE says otherwise."""
+    make: Callable[[Settings], Driver]
+
+
+ENGINES: Mapping[str, Engine] = {
+    "slurm": Engine("sbatch", "apptainer", _slurm),
+    "local": Engine("sbatch", "bare", _local),
+}

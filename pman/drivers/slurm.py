@@ -1,0 +1,336 @@
+"""Slurm by its own commands on the login node: sbatch, squeue, sacct, scancel.
+
+Each of the driver's calls is one shell command, however many jobs it is about.
+"""
+
+import io
+import re
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pman.drivers import slurm_states as states
+from pman.drivers.slurm_states import Evidence, Row
+from pman.errors import Ambiguous, EngineError, Rejected, Unavailable
+from pman.jobs import Job, JobState, Observation
+from pman.shell import Result, Shell
+
+LOG_BYTES = 256 << 10
+"""Bytes of a log's tail, at the most."""
+
+_ACCOUNTING_RETRY = 600.0
+"""Seconds after which sacct is asked again at a site that said it has no accounting."""
+
+_SBATCH_SECONDS = 60
+_FIELD, _RECORD = "\x1f", "\x1e"
+
+# A control character as delimiter: no job's name or comment can hold one here.
+_SQUEUE = r"""
+export SLURM_TIME_FORMAT=%s
+queue() {
+    squeue --noheader --me --states=all "$@" --format=$'%i\037%j\037%T\037%r\037%S\037%e\037%N'
+}
+account() {
+    sacct --allocations --noheader --parsable2 --noconvert --delimiter=$'\037' "$@" \
+        --format=JobIDRaw,JobName,State,Reason,Start,End,NodeList,ExitCode 2>&1
+}
+"""
+
+_SUBMIT = r"""
+storebase=$1 seconds=$2
+shift 2
+[ -d "$storebase" ] || { echo "there is no folder $storebase" >&2; exit 1; }
+# For these folders alone: sbatch hands its own umask on to the job.
+(umask 077 && mkdir -p -- "$@" && tar --absolute-names --extract --file=-) || exit
+for folder; do
+    id=$(timeout "$seconds" sbatch --parsable "$folder/script" 2> "$folder/sbatch" < /dev/null)
+    code=$?
+    words=$(head -c 4000 -- "$folder/sbatch")
+    printf '%s\037%s\037%s\037%s\036' "${folder##*/}" "$code" "$id" "$words"
+    case $words in *'Unable to contact slurm controller'*) break ;; esac
+done
+exit 0
+"""
+
+_FIND = (
+    _SQUEUE
+    + r"""
+names=$1 since=$2
+shift 2
+queue --name="$names" || exit
+printf '\036'
+account --name="$names" --starttime="now-${since}"
+printf '\036'
+for folder; do
+    owner=$(cat -- "$folder/lock/owner" 2> /dev/null)
+    [ -z "$owner" ] || printf '%s\037%s\n' "${folder##*/}" "$owner"
+done
+exit 0
+"""
+)
+
+_OBSERVE = _SQUEUE + "queue\n"
+
+_EVIDENCE = (
+    _SQUEUE
+    + r"""
+storebase=$1 ids=$2
+shift 2
+if [ -n "$ids" ]; then
+    account --jobs="$ids"
+    printf '\036%s' "$?"
+else
+    printf '\036'
+fi
+printf '\036'
+[ -d "$storebase" ] || exit 0
+part() { [ ! -f "$1" ] || head -c 1000 -- "$1" | tr -d '\036\037'; printf '\037'; }
+for folder; do
+    printf '%s\037' "${folder##*/}"
+    part "$folder/exit"
+    part "$folder/lock/owner"
+    part "$folder/reason"
+    [ ! -f "$folder/log" ] || tail -c 65536 -- "$folder/log" |
+        grep -aE '^(slurmstepd|srun)[^ ]*: error: ' | tail -n 5 | tr -d '\036\037'
+    printf '\036'
+done
+exit 0
+"""
+)
+
+_LOGS = r"""
+[ -f "$1/log" ] || exit 0
+tail -n "$2" -- "$1/log" | tail -c "$3"
+"""
+
+_REMOVE = r"""
+ids=$1
+shift
+[ -z "$ids" ] || scancel --me $ids || exit
+while [ "$1" != -- ]; do scancel --me --name="$1" || exit; shift; done
+shift
+rm -rf -- "$@"
+"""
+
+# What sbatch says, and what it means; the first that fits. Anything else is a refusal.
+_VERDICTS: Sequence[tuple[str, type[EngineError]]] = (
+    ("unable to contact slurm controller", Unavailable),
+    ("connection refused", Unavailable),
+    ("slurm temporarily unable to accept job", Unavailable),
+    ("resource temporarily unavailable", Unavailable),
+    ("accounting/qos policy", Unavailable),
+    ("maxsubmit", Unavailable),
+    ("submit limit", Unavailable),
+    ("job limit", Unavailable),
+    ("rate limit", Unavailable),
+    ("standby", Unavailable),
+    ("command not found", Unavailable),
+    ("i/o error writing script", Unavailable),
+    ("timed out", Ambiguous),
+    ("zero bytes were transmitted", Ambiguous),
+    ("communication", Ambiguous),
+)
+
+
+class SlurmDriver:
+    """Slurm behind ``shell``; the jobs' own folders lie on the shared disk."""
+
+    def __init__(self, shell: Shell, storebase: Path) -> None:
+        self._shell = shell
+        self._storebase = str(storebase)
+        self._no_accounting_until = 0.0
+
+    def close(self) -> None:
+        self._shell.close()
+
+    def submit(self, jobs: Sequence[Job]) -> Mapping[str, str | EngineError]:
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for job in jobs:
+                text = job.document.text.encode()
+                script = tarfile.TarInfo(f"{job.spec.folder}/script")
+                script.size, script.mode = len(text), 0o600
+                tar.addfile(script, io.BytesIO(text))
+        result = self._shell.run(
+            _SUBMIT,
+            self._storebase,
+            str(_SBATCH_SECONDS),
+            *(job.spec.folder for job in jobs),
+            stdin=archive.getvalue(),
+            timeout=_SBATCH_SECONDS + 2.0 * len(jobs),
+            repeatable=False,
+        )
+        if result.code:
+            raise Unavailable(
+                f"no script could be written on {self._shell.where}: {_words(result.stderr)}; "
+                "check STOREBASE, JOBS_DIR and the account's rights"
+            )
+        outcomes: dict[str, str | EngineError] = {
+            job.name: Unavailable("Slurm's controller could not be reached") for job in jobs
+        }
+        for record in _text(result.stdout).split(_RECORD)[:-1]:
+            name, code, answer, words = record.split(_FIELD, 3)
+            # `id`, or `id;cluster`; a site's own wrapper may say more before it
+            number = answer.strip().rpartition("\n")[2].partition(";")[0]
+            outcomes[name] = number if code == "0" and number.isdigit() else _verdict(code, words)
+        return outcomes
+
+    def find(self, jobs: Sequence[Job]) -> Mapping[str, str]:
+        names = ",".join(job.name for job in jobs)
+        oldest = min(job.accepted_at or datetime.now(UTC) for job in jobs)
+        since = int((datetime.now(UTC) - oldest).total_seconds()) + 3600
+        result = self._shell.run(
+            _FIND, names, f"{since}seconds", *(job.spec.folder for job in jobs), timeout=60
+        )
+        _answered(result, "squeue", self._shell.where)
+        queue, account, owners = _text(result.stdout).split(_RECORD)
+        wanted = {job.name for job in jobs}
+        found = {row.name: row.id for row in [*_rows(account, 8), *_rows(queue, 7)]}
+        found |= dict(line.split(_FIELD) for line in owners.splitlines())
+        return {name: number for name, number in found.items() if name in wanted}
+
+    def observe(self, jobs: Sequence[Job]) -> Mapping[str, Observation]:
+        result = self._shell.run(_OBSERVE, timeout=60, limit=64 << 20)
+        _answered(result, "squeue", self._shell.where)
+        rows = {(row.id, row.name): row for row in _rows(_text(result.stdout), 7)}
+        seen: dict[str, Observation] = {}
+        over: dict[str, tuple[Job, Row | None]] = {}
+        for job in jobs:
+            row = rows.get((job.engine_id, job.name))
+            if row is None or row.state in states.ENDED:
+                over[job.name] = job, row
+            else:
+                seen[job.name] = _not_back(job, states.unended(row))
+        if over:
+            seen |= self._ends(over)
+        return seen
+
+    def _ends(self, over: Mapping[str, tuple[Job, Row | None]]) -> Mapping[str, Observation]:
+        """What became of jobs that squeue does not show as alive."""
+        ask = time.monotonic() >= self._no_accounting_until
+        ids = ",".join(job.engine_id for job, _ in over.values()) if ask else ""
+        result = self._shell.run(
+            _EVIDENCE,
+            self._storebase,
+            ids,
+            *(job.spec.folder for job, _ in over.values()),
+            timeout=60,
+            limit=64 << 20,
+        )
+        _answered(result, "the shared disk", self._shell.where)
+        account, code, *records = _text(result.stdout).split(_RECORD)
+        doubt = ""
+        if code not in ("", "0"):
+            if "accounting storage is disabled" in account.lower():
+                self._no_accounting_until = time.monotonic() + _ACCOUNTING_RETRY
+            else:
+                doubt = f"the accounting does not answer: {_words(account.encode())}"
+        if not records[:-1]:
+            doubt = f"{self._storebase} is not there on {self._shell.where}"
+        accounted = {(row.id, row.name): row for row in _rows(account, 8)}
+        evidence = {}
+        for record in records[:-1]:
+            name, *parts = record.split(_FIELD, 4)
+            evidence[name] = Evidence(*(part.strip() for part in parts))
+        seen = {}
+        for name, (job, queued) in over.items():
+            left = evidence.get(name, Evidence())
+            found = _end(job, queued, accounted.get((job.engine_id, name)), left)
+            if found is None and doubt:
+                found = Observation(job.state, f"not in Slurm's queue any more, and {doubt}")
+            if found is not None:
+                seen[name] = found
+        return seen
+
+    def logs(self, job: Job, tail: int) -> str:
+        result = self._shell.run(
+            _LOGS, job.spec.folder, str(tail), str(LOG_BYTES), timeout=20, limit=LOG_BYTES
+        )
+        return result.stdout.decode(errors="replace")
+
+    def remove(self, jobs: Sequence[Job]) -> None:
+        alive = [job for job in jobs if not job.state.final]
+        result = self._shell.run(
+            _REMOVE,
+            " ".join(job.engine_id for job in alive if job.engine_id),
+            *(job.name for job in alive if not job.engine_id),
+            "--",
+            *(job.spec.folder for job in jobs),
+            timeout=60 + len(jobs),
+        )
+        if result.code:
+            raise Unavailable(f"jobs could not be removed: {_words(result.stderr)}")
+
+
+def _end(job: Job, queued: Row | None, accounted: Row | None, left: Evidence) -> Observation | None:
+    """How ``job`` ended by squeue, then sacct, then its folder; None: none of them tells."""
+    if left.owner and left.owner != job.engine_id:
+        # This one found the lock taken: the job that took it is the one to follow.
+        return Observation(job.state, "runs as another Slurm job", engine_id=left.owner)
+    final = accounted if accounted and accounted.state.split(" ")[0] in states.ENDED else None
+    if queued is not None:
+        if final is not None and final.state.split(" ")[0] == queued.state:
+            queued = replace(queued, state=final.state, exit_code=final.exit_code)
+        return states.ended(job, queued, left)
+    if final is not None:
+        return states.ended(job, final, left)
+    found = states.left(job, left)
+    if found is not None:
+        return found
+    if accounted is not None:  # sacct lags behind, or the controller forgot the job
+        says = f"not in Slurm's queue any more; the accounting says {accounted.state}"
+        return Observation(job.state, says)
+    return None
+
+
+def _not_back(job: Job, seen: Observation) -> Observation:
+    """A running job that Slurm queued again: it can't run twice, and it does not go back."""
+    if job.state is JobState.RUNNING and seen.state is JobState.QUEUED:
+        return replace(
+            seen,
+            state=JobState.RUNNING,
+            message=f"put back into the queue by Slurm; {seen.message}",
+        )
+    return seen
+
+
+def _verdict(code: str, words: str) -> EngineError:
+    said = "; ".join(
+        re.sub(r"^(sbatch: |error: |Batch job submission failed: )*", "", line.strip())
+        for line in words.splitlines()
+        if line.strip()
+    )
+    if code == "124":
+        return Ambiguous(f"sbatch did not answer within {_SBATCH_SECONDS} s")
+    for pattern, kind in _VERDICTS:
+        if pattern in words.lower():
+            return kind(said)
+    if code == "0":
+        return Ambiguous(f"sbatch answered no job id: {said}")
+    return Rejected(f"refused by Slurm: {said or f'sbatch ended with exit code {code}'}")
+
+
+def _answered(result: Result, what: str, where: str) -> None:
+    """Raises Unavailable unless a command that only looks gave its whole answer."""
+    # squeue can say `Socket timed out` and still exit with 0: a part of the queue is no answer.
+    failed = result.code or "error:" in _text(result.stderr)
+    if failed or result.truncated:
+        words = "its answer is too long" if result.truncated else _words(result.stderr)
+        raise Unavailable(f"{what} does not answer on {where}: {words}")
+
+
+def _rows(text: str, fields: int) -> list[Row]:
+    """The rows that have the right shape: a strange line costs no other job its state."""
+    return [Row(*parts) for line in text.splitlines() if len(parts := line.split(_FIELD)) == fields]
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+def _words(data: bytes) -> str:
+    lines = [line.strip() for line in _text(data).splitlines() if line.strip()]
+    return "; ".join(lines[-3:])[:1000] or "no reason was given"

@@ -1,0 +1,262 @@
+"""SQLite (WAL): jobs, their documents, their history. What is written here survives a crash.
+
+One connection, one lock: the calls are short, and the gateway makes them from its threads. A commit
+is on the disk when it returns (``synchronous=FULL``): a job that was answered 201 is never lost.
+"""
+
+import fcntl
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pman.errors import SettingsError
+from pman.jobs import Document, Event, Job, JobSpec, JobState
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE jobs (
+        jid TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        name TEXT NOT NULL UNIQUE,
+        spec TEXT NOT NULL,
+        content TEXT NOT NULL,
+        document TEXT NOT NULL,
+        language TEXT NOT NULL,
+        template TEXT NOT NULL,
+        engine TEXT NOT NULL,
+        engine_id TEXT NOT NULL,
+        state TEXT NOT NULL,
+        message TEXT NOT NULL,
+        accepted_at REAL,
+        started_at REAL,
+        ended_at REAL,
+        missing_since REAL,
+        log TEXT,
+        removing INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (jid, generation)
+    ) STRICT;
+    CREATE UNIQUE INDEX jobs_current ON jobs (jid) WHERE NOT removing;
+    CREATE INDEX jobs_state ON jobs (state) WHERE NOT removing;
+    CREATE INDEX jobs_removing ON jobs (name) WHERE removing;
+    CREATE TABLE events (
+        name TEXT NOT NULL REFERENCES jobs (name) ON DELETE CASCADE,
+        at REAL NOT NULL,
+        state TEXT NOT NULL,
+        message TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_name ON events (name);
+    """,
+)
+"""The schema, step by step; SQLite's user_version counts the steps that a file has seen."""
+
+_TIMES = ("accepted_at", "started_at", "ended_at", "missing_since")
+_COLUMNS = (
+    "jid generation name spec content document language template engine engine_id state message "
+    "accepted_at started_at ended_at missing_since log"
+).split()
+
+
+class Store:
+    """The jobs of one server, in ``folder``.
+
+    Raises SettingsError when the folder can't be used, or another server uses it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._lock = threading.Lock()
+        path = folder / "pman.sqlite"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._claim = (folder / "lock").open("w")
+            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(
+                f"STATE_DIR {folder} is in use by another pman; give each server its own"
+            ) from None
+        except OSError as error:
+            raise SettingsError(f"STATE_DIR {folder} can't be used: {error}") from None
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA foreign_keys=ON")
+            self._migrate()
+        except sqlite3.DatabaseError as error:
+            raise SettingsError(
+                f"{path} is no database that this version can use: {error}; "
+                "put it aside and start again, or bring back a backup"
+            ) from None
+
+    def _migrate(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > len(_MIGRATIONS):
+            raise SettingsError(
+                f"the database has schema {version}, and this version of pman knows "
+                f"{len(_MIGRATIONS)}: run the newer pman that wrote it"
+            )
+        for number, step in enumerate(_MIGRATIONS[version:], version + 1):
+            self._db.executescript(f"BEGIN;{step};PRAGMA user_version={number};COMMIT")
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+            self._claim.close()
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _read(self, where: str, *values: object) -> list[Job]:
+        with self._lock:
+            rows = self._db.execute(f"SELECT * FROM jobs WHERE {where}", values).fetchall()
+        return [_job(row) for row in rows]
+
+    def get(self, jid: str) -> Job | None:
+        """The job that ``jid`` names now; a job being removed is gone already."""
+        found = self._read("jid = ? AND NOT removing", jid)
+        return found[0] if found else None
+
+    def in_state(self, *states: JobState) -> list[Job]:
+        """The jobs in any of ``states``, oldest first."""
+        marks = ", ".join("?" * len(states))
+        return self._read(f"NOT removing AND state IN ({marks}) ORDER BY accepted_at", *states)
+
+    def removing(self) -> list[Job]:
+        """The jobs that were deleted and are still to be removed from their engine."""
+        return self._read("removing")
+
+    def counts(self) -> dict[JobState, int]:
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT state, COUNT(*) FROM jobs WHERE NOT removing GROUP BY state"
+            ).fetchall()
+        return {JobState(state): count for state, count in rows}
+
+    def history(self, job: Job) -> list[Event]:
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT at, state, message FROM events WHERE name = ? ORDER BY rowid", (job.name,)
+            ).fetchall()
+        return [Event(_time(at), JobState(state), message) for at, state, message in rows]
+
+    def add(self, job: Job) -> Job:
+        """Accept ``job``; an ended job of the same jid makes way and is removed from its engine."""
+        with self._write() as db:
+            (generation,) = db.execute(
+                "SELECT COALESCE(MAX(generation), 0) + 1 FROM jobs WHERE jid = ?", (job.jid,)
+            ).fetchone()
+            db.execute("UPDATE jobs SET removing = 1 WHERE jid = ? AND NOT removing", (job.jid,))
+            job = replace(job, generation=generation)
+            values = _values(job)
+            names, marks = ", ".join(values), ", ".join("?" * len(values))
+            db.execute(f"INSERT INTO jobs ({names}) VALUES ({marks})", [*values.values()])
+            _note(db, job)
+        return job
+
+    def claim(self, jobs: Iterable[Job]) -> list[Job]:
+        """Those of ``jobs`` that are not deleted, now ``submitting``: they may be sent."""
+        claimed = []
+        with self._write() as db:
+            for job in jobs:
+                done = db.execute(
+                    "UPDATE jobs SET state = ? WHERE name = ? AND NOT removing AND state IN (?, ?)",
+                    (JobState.SUBMITTING, job.name, JobState.ACCEPTED, JobState.SUBMITTING),
+                )
+                if done.rowcount:
+                    sent = replace(job, state=JobState.SUBMITTING)
+                    if sent != job:
+                        _note(db, sent)
+                    claimed.append(sent)
+        return claimed
+
+    def update(self, jobs: Iterable[Job]) -> list[Job]:
+        """Write the changed ``jobs``, all or none, each with a line of history if it moved on.
+
+        A job that was deleted meanwhile stays deleted, and a state never moves backwards. Returns
+        the jobs as they are now.
+        """
+        changed = []
+        with self._write() as db:
+            for wanted in jobs:
+                row = db.execute("SELECT * FROM jobs WHERE name = ?", (wanted.name,)).fetchone()
+                if row is None:
+                    continue
+                before = _job(row)
+                forward = before.state.may_become(wanted.state)
+                job = wanted if forward else replace(wanted, state=before.state)
+                if replace(job, log=before.log) == before:
+                    continue
+                values = _values(job)
+                del values["log"]  # keep_log's alone
+                sets = ", ".join(f"{name} = ?" for name in values)
+                db.execute(f"UPDATE jobs SET {sets} WHERE name = ?", [*values.values(), job.name])
+                if (job.state, job.message) != (before.state, before.message):
+                    _note(db, job)
+                changed.append(job)
+        return changed
+
+    def keep_log(self, job: Job, log: str) -> None:
+        """The log's tail of a job that has ended."""
+        with self._write() as db:
+            db.execute("UPDATE jobs SET log = ? WHERE name = ?", (log, job.name))
+
+    def mark_removed(self, job: Job) -> None:
+        """``job`` is deleted for its readers, and is to be removed from its engine."""
+        with self._write() as db:
+            db.execute("UPDATE jobs SET removing = 1 WHERE name = ?", (job.name,))
+
+    def forget(self, jobs: Sequence[Job]) -> None:
+        """``jobs`` are gone from their engine."""
+        with self._write() as db:
+            db.executemany("DELETE FROM jobs WHERE name = ?", [(job.name,) for job in jobs])
+
+
+def _note(db: sqlite3.Connection, job: Job) -> None:
+    db.execute(
+        "INSERT INTO events VALUES (?, ?, ?, ?)",
+        (job.name, datetime.now(UTC).timestamp(), job.state, job.message),
+    )
+
+
+def _time(value: float) -> datetime:
+    return datetime.fromtimestamp(value, UTC)
+
+
+def _values(job: Job) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "name": job.name,
+        "spec": job.spec.to_json(),
+        "document": job.document.text,
+        "language": job.document.language,
+        "template": job.document.template,
+    }
+    for column in _COLUMNS:
+        if column not in values:
+            value = getattr(job, column)
+            values[column] = value.timestamp() if isinstance(value, datetime) else value
+    return values
+
+
+def _job(row: sqlite3.Row) -> Job:
+    values = {name: row[name] for name in _COLUMNS if name not in {"jid", "name"}}
+    for name in _TIMES:
+        values[name] = None if values[name] is None else _time(values[name])
+    return Job(
+        spec=JobSpec.from_json(values.pop("spec")),
+        document=Document(values.pop("document"), values.pop("language"), values.pop("template")),
+        state=JobState(values.pop("state")),
+        **values,
+    )

@@ -1,0 +1,1 @@
+"""What pman answers over HTTP."""

@@ -1,0 +1,113 @@
+"""The aiohttp application: routes, errors as JSON, redirects to the slashed path, health."""
+
+import logging
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+import pman
+from pman.drivers import ENGINES
+from pman.errors import PmanError
+from pman.gateway import Gateway
+from pman.rendering import Renderer, Site
+from pman.request import MAX_BODY
+from pman.settings import Settings
+from pman.store import Store
+from pman.web import api
+from pman.web.api import GATEWAY, Handler
+
+log = logging.getLogger(__name__)
+
+routes = web.RouteTableDef()
+
+
+def make_gateway(settings: Settings) -> Gateway:
+    """A gateway as the settings say. Raises SettingsError."""
+    renderer = Renderer(settings.templates_dir, Site.load(settings.site_file))
+    driver = ENGINES[settings.container_env].make(settings)
+    return Gateway(settings, Store(settings.state_dir), driver, renderer)
+
+
+def make_app(gateway: Gateway) -> web.Application:
+    """The application; the gateway starts and stops with it."""
+    app = web.Application(
+        middlewares=[errors_as_json, slash_appended, token_checked],
+        client_max_size=MAX_BODY,
+    )
+    app[GATEWAY] = gateway
+    app.add_routes(api.routes)
+    app.add_routes(routes)
+    app.cleanup_ctx.append(_run_gateway)
+    return app
+
+
+async def _run_gateway(app: web.Application) -> AsyncIterator[None]:
+    await app[GATEWAY].start()
+    yield
+    await app[GATEWAY].stop()
+
+
+@routes.get("/health/")
+async def health(request: web.Request) -> web.Response:
+    """200 while pman itself works; an outage of the engine is told, not hidden."""
+    gateway = request.app[GATEWAY]
+    outage = gateway.outage
+    return web.json_response(
+        {
+            "status": "ok" if outage is None else "engine unavailable",
+            "version": pman.__version__,
+            "engine": gateway.engine,
+            "outage": None
+            if outage is None
+            else {"since": outage.since.isoformat(), "reason": outage.reason},
+            "jobs": await gateway.counts(),
+        }
+    )
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error as the contract's JSON; an unknown one as a 500 without its insides."""
+    try:
+        return await handler(request)
+    except PmanError as error:
+        return web.json_response(api.error_object(error), status=error.http_status)
+    except web.HTTPRedirection:
+        raise
+    except web.HTTPException as error:
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        text = error.text or error.reason
+        text = error.reason if text.startswith(f"{error.status}:") else text
+        return web.json_response({"message": text}, status=error.status, headers=headers)
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return web.json_response(
+            {"message": "pman met an error of its own; its log says which"}, status=500
+        )
+
+
+@web.middleware
+async def slash_appended(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """308 to the path with a slash, where only that one is known; the method stays."""
+    if isinstance(request.match_info.http_exception, web.HTTPNotFound) and not (
+        request.path.endswith("/")
+    ):
+        slashed = request.rel_url.with_path(f"{request.rel_url.raw_path}/", encoded=True)
+        probe = await request.app.router.resolve(request.clone(rel_url=slashed))
+        if not isinstance(probe.http_exception, web.HTTPNotFound):
+            location = slashed.with_query(request.rel_url.query)
+            raise web.HTTPPermanentRedirect(location)
+    return await handler(request)
+
+
+@web.middleware
+async def token_checked(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """401 for calls of the API without API_TOKEN, where it is set."""
+    token = request.app[GATEWAY].settings.api_token
+    if token and request.path.startswith("/api/") and not api.authorised(request, token):
+        return web.json_response(
+            {"message": "send the header `Authorization: Bearer <API_TOKEN>`"},
+            status=401,
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return await handler(request)
