@@ -9,6 +9,7 @@ import typer
 from aiohttp import web
 
 from pman import gateway, request
+from pman.demo.run import run as run_demo
 from pman.errors import PmanError, RequestError
 from pman.rendering import Renderer, Site
 from pman.settings import load
@@ -29,7 +30,7 @@ def fail(error: PmanError) -> NoReturn:
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on.")] = 5010,
+    port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = 5010,
 ) -> None:
     """Run the server. Its settings come from the environment and `.env`."""
     logging.basicConfig(
@@ -68,4 +69,24 @@ def render(
     except OSError as error:
         typer.echo(f"pman: {job} can't be read: {error.strerror}", err=True)
         raise typer.Exit(1) from None
-    sys.stdout.write(document.text)
+    sys.stdout.buffer.write(document.text.encode())
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option(help="The folder that the picture and its statistics are left in.")
+    ] = Path("pman-demo"),
+    slurm: Annotated[
+        bool,
+        typer.Option("--slurm", help="On the cluster that the settings name, not on this machine."),
+    ] = False,
+    image: Annotated[
+        str, typer.Option(help="With --slurm: the image, or its path on the nodes.")
+    ] = "",
+) -> None:
+    """Send a CT slice through a server of its own, and show each step."""
+    try:
+        run_demo(output, slurm=slurm, image=image)
+    except PmanError as error:
+        fail(error)

@@ -73,6 +73,8 @@ class Outage:
 class _CachedLog:
     text: str
     read_at: float
+    whole: bool
+    """Read after the job had ended."""
 
 
 def render(settings: Settings, renderer: Renderer, spec: JobSpec, template: str = "") -> Document:
@@ -221,7 +223,8 @@ class Gateway:
             return cached.text if cached else ""
         async with self._log_locks.setdefault(job.name, asyncio.Lock()):
             cached = self._logs.get(job.name)
-            if cached and time.monotonic() - cached.read_at < self.settings.poll_interval:
+            fresh = cached and time.monotonic() - cached.read_at < self.settings.poll_interval
+            if cached and fresh and cached.whole == job.state.final:
                 return cached.text
             try:
                 text = await asyncio.get_running_loop().run_in_executor(
@@ -233,7 +236,7 @@ class Gateway:
         if job.ended_at is not None and datetime.now(UTC) - job.ended_at > LOG_SETTLES:
             await asyncio.to_thread(self._store.keep_log, job, text)
         self._logs.pop(job.name, None)
-        self._logs[job.name] = _CachedLog(text, time.monotonic())
+        self._logs[job.name] = _CachedLog(text, time.monotonic(), job.state.final)
         while len(self._logs) > LOGS_CACHED:
             oldest = next(iter(self._logs))
             del self._logs[oldest]

@@ -42,38 +42,72 @@ _COMMENT = "a comment"
 _SINGLE = "single quotes"
 _DOUBLE = "double quotes"
 _DOLLAR = "$'…' quotes"
+_BACKTICK = "`…`"
+_BRACE = "${…}"
+_DOUBLE_BRACE = "${…} in double quotes"
+_ARITHMETIC = "((…))"
+_OLD_ARITHMETIC = "$[…]"
+_GLUED = "the reach of a backslash, a `$` or a `<<`"
 _HERE = "a here-document"
 
 _KEEP, _POP = "keep", "pop"
+# \x02 begins the mark of a value: no escape may swallow it.
+_ESCAPE = (r"\\[^\x02]", _KEEP)
+_EXPANSIONS = (
+    ("`", _BACKTICK),
+    (r"\$\((?=\()", _ARITHMETIC),
+    (r"\$\(", _PLAIN),
+    (r"\$\[", _OLD_ARITHMETIC),
+)
 _RULES = {
     _PLAIN: (
-        (r"\\.", _KEEP),
+        _ESCAPE,
+        (r"<<<", _KEEP),
+        (r"(?:[\\$]|<<-?[ \t]*)(?=\x02)", _GLUED),
         (r'"', _DOUBLE),
         (r"\$'", _DOLLAR),
         (r"'", _SINGLE),
-        (r"\$?\(", _PLAIN),
+        *_EXPANSIONS,
+        (r"\$\{", _BRACE),
+        (r"\((?=\()", _ARITHMETIC),
+        (r"\(", _PLAIN),
         (r"\)", _POP),
-        (r"(?<![^\s;&|(])#", _COMMENT),
-        (r"<<<", _KEEP),
+        (r"(?<![^\s;&|()<>])#", _COMMENT),
     ),
-    _DOUBLE: ((r"\\.", _KEEP), (r'"', _POP), (r"\$\(", _PLAIN)),
+    _DOUBLE: (_ESCAPE, *_EXPANSIONS, (r"\$\{", _DOUBLE_BRACE), (r'"', _POP)),
     _SINGLE: ((r"'", _POP),),
-    _DOLLAR: ((r"\\.", _KEEP), (r"'", _POP)),
+    _DOLLAR: (_ESCAPE, (r"'", _POP)),
+    _BACKTICK: (_ESCAPE, ("`", _POP)),
+    _BRACE: (
+        _ESCAPE,
+        (r'"', _DOUBLE),
+        (r"'", _SINGLE),
+        *_EXPANSIONS,
+        (r"\$\{", _BRACE),
+        (r"\}", _POP),
+    ),
+    # Quotes do not begin anew in there: bash keeps to the outer ones.
+    _DOUBLE_BRACE: (_ESCAPE, *_EXPANSIONS, (r"\$\{", _DOUBLE_BRACE), (r"\}", _POP)),
+    _ARITHMETIC: (_ESCAPE, *_EXPANSIONS, (r"\(", _ARITHMETIC), (r"\)", _POP)),
+    _OLD_ARITHMETIC: (_ESCAPE, *_EXPANSIONS, (r"\[", _OLD_ARITHMETIC), (r"\]", _POP)),
     _COMMENT: ((r"(?=\n)", _POP),),
 }
 _SCANNERS = {
     place: re.compile("|".join(f"({pattern})" for pattern, _ in rules), re.DOTALL)
     for place, rules in _RULES.items()
 }
-_HEREDOC = re.compile(r"(?<![\d<])<<(-?)[ \t]*([\w'\"\\.-]+)")
+_HEREDOC = re.compile(
+    r"""<<(-?)[ \t]*((?:[^\s;&|<>()\\'"\x02$]|\$(?!\x02)|\\[^\x02]"""
+    r"""|'[^'\n\x02]*'|"[^"\n\x02]*")+)"""
+)
 
 
 def misplaced_words(text: str, begin: str, end: str) -> Iterator[Misplaced]:
-    """Each value, marked by ``begin`` and ``end``, that stands inside quotes or a here-document.
+    """Each value, marked by ``begin`` and ``end``, that stands where its quotes do not hold.
 
-    There its own quotes would be part of the text, or end the quotes around it. This follows
-    bash's quoting well enough for that question: quotes, ``$'…'``, comments, command
-    substitutions and here-documents (bash(1), QUOTING and REDIRECTION).
+    Inside quotes or a here-document its own quotes would be part of the text, or end the quotes
+    around it; ``((…))`` evaluates them away, numbers excepted. This follows bash's quoting well
+    enough for that question: bash(1), QUOTING, EXPANSION and REDIRECTION.
     """
     stack = [_PLAIN]
     awaited: list[re.Pattern[str]] = []  # the last lines of the here-documents that this line opens
@@ -81,9 +115,13 @@ def misplaced_words(text: str, begin: str, end: str) -> Iterator[Misplaced]:
     while at < len(text):
         place = stack[-1]
         if text.startswith(begin, at):
-            if place not in (_PLAIN, _COMMENT):
+            stop = text.index(end, at)
+            number = place is _ARITHMETIC and text[at + len(begin) : stop].isdecimal()
+            if not number and place not in (_PLAIN, _COMMENT):
                 yield Misplaced(_line(text, at), place)
-            at = text.index(end, at) + len(end)
+            if place is _GLUED:
+                stack.pop()
+            at = stop + len(end)
         elif match := _SCANNERS[place].match(text, at):
             action = _RULES[place][(match.lastindex or 1) - 1][1]
             if action is _POP:

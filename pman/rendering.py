@@ -8,7 +8,7 @@ values were quoted where they were written.
 import fnmatch
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,13 +68,10 @@ def _minutes(value: int) -> str:
     return f"{days}-{rest // 60:02}:{rest % 60:02}:00"
 
 
-def _assignments(env: Mapping[str, str]) -> list[str]:
-    """``NAME=value`` for each variable."""
-    return [f"{name}={value}" for name, value in env.items()]
-
-
-def _prefixed(text: str, prefix: str) -> str:
-    return prefix + text
+def _with_env(argv: Iterable[str], env: Mapping[str, str], **defaults: str) -> list[str]:
+    """The command that runs ``argv`` with these variables: by env(1), which evaluates nothing."""
+    settings = [f"{name}={value}" for name, value in {**defaults, **env}.items()]
+    return [*(["env", *settings] if settings else []), *argv]
 
 
 def _on_host(argv: Iterable[str], job: JobSpec) -> list[str]:
@@ -101,8 +98,7 @@ def _enroot_image(image: str) -> str:
 _FILTERS: Mapping[str, Callable[..., object]] = {
     "raw": _raw,
     "duration": _minutes,
-    "assignments": _assignments,
-    "prefixed": _prefixed,
+    "with_env": _with_env,
     "on_host": _on_host,
     "enroot_image": _enroot_image,
 }
@@ -141,12 +137,14 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _word(self, value: object) -> str:
         begin, end = _marks.get()
         if isinstance(value, jinja2.Undefined):
-            str(value)  # raises the error that names it
-        if isinstance(value, (list, tuple)):
+            return str(value)  # raises the error that names it; an `if` without `else` is nothing
+        if isinstance(value, (list, tuple, Iterator)):
             return " ".join(self._word(item) for item in value)
-        if value is None or isinstance(value, (Mapping, bool)) or callable(value):
-            raise TemplateError(f"a value is {value!r}, which can't be written as text")
-        text = str(value).replace(begin, "").replace(end, "")
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise ValueError(f"a value is {value!r}, which can't be written as text")
+        text = str(value)
+        if begin in text:
+            raise ValueError("a value is quoted already: write it with `| raw`")
         return f"{begin}{self.language.word(text)}{end}"
 
 
@@ -282,8 +280,13 @@ class Renderer:
             raise TemplateError(f"{_place(error)}{error}") from error
         finally:
             _marks.reset(token)
+        if _stray_mark(text, marks):
+            raise TemplateError(
+                f"{template}: text with quoted values in it was changed by a filter: "
+                "use the filter on each value, before it is quoted"
+            )
         for wrong in misplaced_words(text, *marks):
-            line = text.splitlines()[wrong.line - 1]
+            line = text.split("\n")[wrong.line - 1]
             raise TemplateError(
                 f"{template}: a value stands inside {wrong.where} in line {wrong.line} of the "
                 f"document, `{_plain(line, marks).strip()}`: write it outside of them "
@@ -304,6 +307,11 @@ def _new_marks() -> tuple[str, str]:
 
 def _plain(text: str, marks: tuple[str, str]) -> str:
     return re.sub("|".join(map(re.escape, marks)), "", text)
+
+
+def _stray_mark(text: str, marks: tuple[str, str]) -> bool:
+    begin, end = map(re.escape, marks)
+    return re.search("[\x02\x03]", re.sub(f"{begin}[^\x02\x03]*{end}", "", text)) is not None
 
 
 def _place(error: Exception) -> str:

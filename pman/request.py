@@ -218,7 +218,7 @@ def parse(body: bytes) -> JobRequest:
             fields.setdefault(str(wrong["loc"][0]), _reason(wrong))
     # pman answered these two as a sentence, not as a field.
     if len(fields) == 1 and (sentences := _SENTENCES & set(fields.values())):
-        raise RequestError(sentences.pop())
+        raise RequestError(min(sentences))
     raise RequestError("some fields are wrong", fields)
 
 
@@ -249,5 +249,7 @@ def _reason(wrong: ErrorDetails) -> str:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, (list, dict)):  # perhaps nested too deeply to be written out
+        return "a list" if isinstance(value, list) else "an object"
     text = json.dumps(value) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"

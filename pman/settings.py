@@ -4,7 +4,7 @@ import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -125,7 +125,10 @@ class Settings(BaseSettings):
 
     # How often
     poll_interval: float = Field(
-        2.0, ge=0.1, description="Seconds between two looks at the engine, at the least."
+        2.0,
+        ge=0.1,
+        allow_inf_nan=False,
+        description="Seconds between two looks at the engine, at the least.",
     )
     lost_after: int = Field(
         3600,
@@ -139,6 +142,13 @@ class Settings(BaseSettings):
     def _template(cls, value: object) -> object:
         if isinstance(value, str):
             return _pairs(value) if "=" in value else {"": value}
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _engines(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        if unknown := value.keys() - {"", *get_args(Engine)}:
+            raise ValueError(f"{min(unknown)!r} is none of {', '.join(get_args(Engine))}")
         return value
 
     @field_validator("job_labels", mode="before")
@@ -159,8 +169,10 @@ class Settings(BaseSettings):
             return None
         if not value.is_absolute():
             raise ValueError("give an absolute path: it must be the same on every node")
-        if any(ord(c) < 32 or c == "," for c in str(value)):
+        if "," in str(value) or not str(value).isprintable():
             raise ValueError("commas and control characters can't be in a path that is mounted")
+        if ".." in value.parts:
+            raise ValueError("give a path without '..': jobs are kept out of JOBS_DIR by its name")
         return value
 
     @model_validator(mode="after")
@@ -173,6 +185,11 @@ class Settings(BaseSettings):
         if self.storebase is None:
             raise ValueError(
                 "STOREBASE is not set: give the folder of ChRIS's data, the same on every node"
+            )
+        if self.storebase.is_relative_to(self.jobs_folder):
+            raise ValueError(
+                f"JOBS_DIR {self.jobs_folder} holds STOREBASE, so every job could change the "
+                "others' scripts: set JOBS_DIR to a folder of its own"
             )
         return self
 
@@ -233,6 +250,8 @@ def _id_range(text: str) -> range | None:
 
 def _pairs(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not text.isprintable():
+        raise ValueError("it has a control character; write key=value,key=value")
     for key, equals, _ in pairs:
         if not equals or not key.strip():
             raise ValueError(f"{key!r} is not key=value; write key=value,key=value")

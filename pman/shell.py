@@ -1,53 +1,39 @@
 """Run commands on the login node (over SSH) or on this machine: one interface, `Shell.run`.
 
-The remote command line is always the same (`exec bash -l`); the program goes in on bash's standard
-input, followed directly by the command's own input. bash reads a program from a pipe byte by byte
-and has to see the closing brace before it runs anything, so half a program never runs, and what
-comes after the brace is left for the command. The program prints a random marker on both streams
-before and after the command: what comes earlier is login noise, and a missing end is noticed.
-Programs are read slowly (about 1 µs a byte): large data belongs in `stdin`, not in `args`.
+How a command goes in and what comes back is in pman.exchange; how a connection is made is in
+pman.ssh. Here is what happens when: which failure is tried again, and what is said of it.
 """
 
 import contextlib
-import itertools
+import logging
 import math
 import os
-import re
-import secrets
 import select
 import selectors
-import shlex
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import paramiko
-from paramiko.common import cMSG_CHANNEL_REQUEST
 
 from pman import ssh
-from pman.errors import Ambiguous, Unavailable
+from pman.errors import Unavailable
+from pman.exchange import CHUNK, GRACE, Exchange, Result
 
-CHUNK = 32 * 1024  # what SSH puts into one packet
+__all__ = ["LocalShell", "Result", "SSHShell", "Shell"]
+
 LIMIT = 4 << 20
 SESSIONS = 8  # at a time on one connection; sshd allows 10 (MaxSessions)
 OPEN_TIMEOUT = 10.0  # a healthy sshd opens a session within milliseconds
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # after the 1st, 2nd, ... failed attempt to connect
+LOST = (paramiko.SSHException, EOFError, OSError)  # how paramiko says that a connection is gone
 
-
-@dataclass(frozen=True)
-class Result:
-    """How a command ended, and what it wrote: login noise is cut away."""
-
-    code: int
-    stdout: bytes
-    stderr: bytes
-    truncated: bool  # one of the streams had more than the limit
+log = logging.getLogger(__name__)
 
 
 class Shell(Protocol):
@@ -64,133 +50,13 @@ class Shell(Protocol):
     ) -> Result:
         """Run a bash script with args as $1… and give back its end, whatever its exit code.
 
+        `timeout` (whole seconds, rounded up) is for the command alone, and once more for the wait
+        for a free session. Of each stream the first `limit` bytes are kept.
         Unavailable: nothing was run, or (repeatable) the end was not seen.
         Ambiguous: not repeatable, handed over, and the end was not seen.
         """
 
     def close(self) -> None: ...
-
-
-# `set +euvx`: a profile may have set them. The command has its own process, so an `exit`, `exec`,
-# `set -e` or trap in it stays there. bash's own stderr is shut meanwhile: about a killed command it
-# would print the whole program, arguments and all. The markers are put together by printf, so that
-# a shell that echoes what it reads (`set -v`) shows none. All on one line: then the line numbers
-# in bash's messages are the script's.
-PROGRAM = (
-    "{{ set +euvx; printf '<%s>' {token}; printf '<%s>' {token} >&2; exec 3>&2 2>/dev/null; "
-    "( exec 2>&3 3>&-; set -- {args}; eval {script} ); "
-    "set -- $?; exec 2>&3; printf '<%s %3d>' {token} $1; printf '<%s %3d>' {token} $1 >&2; "
-    "exit $1; }}\n"
-)
-
-
-class _Output:
-    """One stream: cuts what lies between the markers out of what arrives, in bounded memory."""
-
-    def __init__(self, token: str, limit: int) -> None:
-        self._begin = f"<{token}>".encode()
-        self._end = re.compile(f"<{token} +([0-9]+)>".encode())
-        self._longest = len(self._begin) + 4
-        self._limit = limit
-        self._pending = b""
-        self.kept = bytearray()
-        self.begun = self.truncated = False
-        self.code: int | None = None
-
-    def feed(self, data: bytes) -> None:
-        self._pending += data
-        if not self.begun:
-            _, found, after = self._pending.partition(self._begin)
-            self.begun = bool(found)
-            self._pending = after if found else self._pending[-500:]  # kept for `noise`
-        if self.begun and self.code is None:
-            end = self._end.search(self._pending)
-            # A marker may be cut by the edge of a packet: its length is held back.
-            cut = end.start() if end else max(0, len(self._pending) - self._longest)
-            room = max(0, self._limit - len(self.kept))
-            self.kept += self._pending[: min(cut, room)]
-            self.truncated |= cut > room
-            self._pending = self._pending[cut:]
-            self.code = int(end[1]) if end else None
-
-    @property
-    def noise(self) -> str:
-        return "" if self.begun else self._pending.decode(errors="replace").strip()
-
-
-class _Exchange:
-    """One run as both kinds of shell see it: what is still to be sent, and what has come back."""
-
-    def __init__(self, script: str, args: Sequence[str], stdin: bytes, limit: int) -> None:
-        if "\0" in script or any("\0" in arg for arg in args):
-            raise ValueError("a NUL character cannot be part of a script or of its arguments")
-        token = secrets.token_hex(16)
-        program = PROGRAM.format(
-            token=token,
-            args=" ".join(shlex.quote(arg).replace("\n", "'$'\\n''") for arg in args),
-            script=shlex.quote(script),
-        ).encode("utf-8", "surrogateescape")
-        self._whole = memoryview(program + stdin)
-        self._sent = 0
-        self._program_ends = len(program)
-        self.out, self.err = _Output(token, limit), _Output(token, limit)
-        self.handed_over = False  # the last byte of the program may have gone: it may run
-
-    def next_piece(self) -> bytes:
-        """What to send next; asked for right before the sending, so that it may have gone."""
-        piece = self._whole[self._sent : self._sent + CHUNK]
-        self.handed_over |= self._sent + len(piece) >= self._program_ends
-        return bytes(piece)
-
-    def sent(self, count: int) -> None:
-        self._sent += count
-
-    @property
-    def all_sent(self) -> bool:
-        return self._sent >= len(self._whole)
-
-    def give_up_sending(self) -> None:
-        """The other side reads no more; whether that is well is told by the end marker."""
-        self._sent = len(self._whole)
-
-    @property
-    def begun(self) -> bool:
-        return self.out.begun or self.err.begun
-
-    @property
-    def ended(self) -> bool:
-        return self.out.code is not None and self.err.code is not None
-
-    def result(self) -> Result:
-        assert self.out.code is not None
-        cut = self.out.truncated or self.err.truncated
-        return Result(self.out.code, bytes(self.out.kept), bytes(self.err.kept), cut)
-
-    def timed_out(self, where: str, timeout: float, repeatable: bool) -> Unavailable | Ambiguous:
-        slow = "" if self.begun else " It had not begun: a slow profile, or a home that hangs?"
-        why = f"{where}: a command did not end within {timeout:g} s and was stopped.{slow}"
-        return self.unfinished(Unavailable(why), repeatable)
-
-    def stopped(self, where: str, repeatable: bool) -> Unavailable | Ambiguous:
-        """The shell went away by itself and the way to it is fine."""
-        if self.begun:
-            why = f"{where}: the shell was killed during a command."
-            return self.unfinished(Unavailable(why), repeatable)
-        said = " | ".join(filter(None, (self.out.noise, self.err.noise))) or "nothing"
-        return Unavailable(
-            f"{where}: the shell ended before it ran the command. It said: {said}. "
-            "Try `bash -l` there by hand: is bash installed, is the account allowed a shell?"
-        )
-
-    def unfinished(self, why: Unavailable, repeatable: bool) -> Unavailable | Ambiguous:
-        """The one place that decides between the two."""
-        if self.handed_over and not repeatable:
-            return Ambiguous(f"{why} It may have done its work: look before a second try.")
-        return why
-
-
-class _TimedOut(Exception):
-    pass
 
 
 class LocalShell:
@@ -207,7 +73,7 @@ class LocalShell:
         limit: int = LIMIT,
         repeatable: bool = True,
     ) -> Result:
-        exchange = _Exchange(script, args, stdin, limit)
+        exchange = Exchange(script, args, stdin, timeout, limit)
         pipe = subprocess.PIPE
         try:
             bash = subprocess.Popen(
@@ -217,35 +83,31 @@ class LocalShell:
             raise Unavailable(f"this machine: bash does not start ({error}); install it") from error
         with bash:  # closes the pipes and waits for its end
             try:
-                self._converse(bash, exchange, time.monotonic() + timeout)
-            except _TimedOut:
-                raise exchange.timed_out(self.where, timeout, repeatable) from None
+                self._converse(bash, exchange)
             finally:
                 if not exchange.ended:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(bash.pid, signal.SIGKILL)
         if not exchange.ended:
-            raise exchange.stopped(self.where, repeatable)
+            raise exchange.why_no_end(self.where, repeatable)
         return exchange.result()
 
     def close(self) -> None:
         """Nothing is kept between commands."""
 
     @staticmethod
-    def _converse(bash: subprocess.Popen[bytes], exchange: _Exchange, deadline: float) -> None:
+    def _converse(bash: subprocess.Popen[bytes], exchange: Exchange) -> None:
+        """Send and read until the end is seen, or the streams end, or the time is up."""
         assert bash.stdin and bash.stdout and bash.stderr
         os.set_blocking(bash.stdin.fileno(), False)
-        outputs: dict[IO[bytes], _Output] = {bash.stdout: exchange.out, bash.stderr: exchange.err}
         with selectors.DefaultSelector() as waiting:
             waiting.register(bash.stdin, selectors.EVENT_WRITE)
-            for pipe in outputs:
-                waiting.register(pipe, selectors.EVENT_READ)
-            while outputs and not exchange.ended:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise _TimedOut
+            for pipe, output in ((bash.stdout, exchange.out), (bash.stderr, exchange.err)):
+                waiting.register(pipe, selectors.EVENT_READ, output)
+            streams = 2
+            while streams and not exchange.ended and (left := exchange.time_left) > 0:
                 for key, _ in waiting.select(left):
-                    if key.fileobj is bash.stdin:
+                    if key.data is None:
                         try:
                             exchange.sent(os.write(key.fd, exchange.next_piece()))
                         except BrokenPipeError:
@@ -254,15 +116,118 @@ class LocalShell:
                             waiting.unregister(bash.stdin)
                             bash.stdin.close()
                     elif data := os.read(key.fd, CHUNK):
-                        outputs[key.fileobj].feed(data)  # type: ignore[index]
+                        key.data.feed(data)
                     else:
                         waiting.unregister(key.fileobj)
-                        del outputs[key.fileobj]  # type: ignore[arg-type]
+                        streams -= 1
 
 
-# --- over SSH ---
+class SSHShell:
+    """Commands on the login node, over one connection that is made anew when it has died."""
 
-LOST = (paramiko.SSHException, EOFError, OSError)  # how paramiko says that a connection is gone
+    def __init__(
+        self,
+        host: str,
+        *,
+        port: int | None = None,
+        user: str | None = None,
+        key_file: Path | None = None,
+        known_hosts: Path | None = None,
+        config_file: Path | None = None,
+        command: str = "bash -l",
+        pauses: Sequence[float] = PAUSES,
+    ) -> None:
+        """`host` may be an alias of the ssh_config; what is given here goes before the config.
+
+        SettingsError: the config cannot work. Nothing is connected before the first command.
+        """
+        self.where = host
+        self._route = ssh.Route(
+            host,
+            port=port,
+            user=user,
+            key_file=key_file,
+            known_hosts=known_hosts,
+            config_file=config_file,
+        )
+        self._command = f"exec {command}"  # understood by sh, csh and fish alike
+        self._outage = _Outage(host, pauses)
+        self._connecting = threading.Lock()  # one connects, the others wait and share the outcome
+        self._link: _Link | None = None
+        self._closed = False
+
+    def run(
+        self,
+        script: str,
+        *args: str,
+        stdin: bytes = b"",
+        timeout: float = 30.0,
+        limit: int = LIMIT,
+        repeatable: bool = True,
+    ) -> Result:
+        def attempt() -> Result:
+            return self._attempt(Exchange(script, args, stdin, timeout, limit), repeatable)
+
+        try:
+            return attempt()
+        except _LostLine:
+            return attempt()
+
+    def close(self) -> None:
+        self._closed = True
+        with self._connecting:
+            link, self._link = self._link, None
+        if link:
+            link.close()
+
+    def _attempt(self, exchange: Exchange, repeatable: bool) -> Result:
+        link = self._connected(exchange.timeout)
+        try:
+            with link.started(self._command, exchange.timeout) as channel:
+                self._outage.over()
+                _converse(channel, exchange)
+                if exchange.ended:
+                    return exchange.result()
+                if link.ended_soon():
+                    raise ConnectionError("it ended in the middle of a command")
+                raise exchange.why_no_end(self.where, repeatable)
+        except LOST as error:
+            why = f"{self.where}: the SSH connection was lost: {_words(error)}."
+            self._drop(link, why)
+            raise exchange.unfinished(_LostLine(why), repeatable) from error
+
+    def _connected(self, timeout: float) -> "_Link":
+        self._outage.check()
+        if not self._connecting.acquire(timeout=timeout):
+            raise Unavailable(f"login node {self.where}: still connecting after {timeout:g} s")
+        try:
+            if self._closed:
+                raise Unavailable(f"login node {self.where}: pman is shutting down")
+            if self._link and self._link.alive:
+                return self._link
+            self._outage.check()
+            if self._link:
+                self._link.close()
+            try:
+                self._link = _Link(self.where, ssh.Connection(self._route))
+            except Unavailable as error:
+                raise self._outage.attempt_failed(str(error)) from error
+            log.info("connected to login node %s", self.where)
+            return self._link
+        finally:
+            self._connecting.release()
+
+    def _drop(self, link: "_Link", why: str) -> None:
+        with self._connecting:
+            if self._link is link:
+                self._link = None
+                if not link.proven:  # connecting works, nothing else does: an outage as well
+                    self._outage.attempt_failed(why)
+        link.close()
+
+
+def _words(error: Exception) -> str:
+    return str(error).rstrip(".") or "sshd hung up"  # EOFError says nothing
 
 
 class _LostLine(Unavailable):
@@ -284,7 +249,7 @@ class _Outage:
     def attempt_failed(self, why: str) -> Unavailable:
         if not self._failures:
             self._since = datetime.now()
-        self._why = why
+        self._why = why.rstrip(".")
         pause = self._pauses[min(self._failures, len(self._pauses) - 1)]
         self._failures += 1
         self._until = time.monotonic() + pause
@@ -298,65 +263,19 @@ class _Outage:
     def _error(self, left: float) -> Unavailable:
         return Unavailable(
             f"login node {self._where} unreachable since {self._since:%H:%M:%S}: "
-            f"{self._why.rstrip('.')}; next try in {math.ceil(left)} s"
+            f"{self._why}; next try in {math.ceil(left)} s"
         )
-
-
-class _Places:
-    """The places for sessions on one connection: as many as sshd lets us have, at most 8."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._places = SESSIONS
-        self._taken = 0
-        self._grow_at = 0.0
-        self._closed = False
-
-    def take(self, deadline: float) -> None:
-        with self._changed:
-            while not self._closed and self._taken >= self._now_allowed():
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
-                    raise Unavailable(
-                        f"all {self._places} sessions with the login node were busy all the time; "
-                        "try again later"
-                    )
-            if self._closed:
-                raise ConnectionError("the connection was closed")
-            self._taken += 1
-
-    def give_back(self) -> None:
-        with self._changed:
-            self._taken -= 1
-            self._changed.notify()
-
-    def fewer(self) -> int:
-        """sshd refused the session for which a place was taken. How many others are there?"""
-        with self._changed:
-            others = self._taken - 1
-            self._places = max(1, min(self._places, others))
-            self._grow_at = time.monotonic() + 30
-            return others
-
-    def _now_allowed(self) -> int:
-        """sshd's own count lags behind, so it may have refused one too many: try more in time."""
-        if self._places < SESSIONS and time.monotonic() > self._grow_at:
-            self._places += 1
-            self._grow_at = time.monotonic() + 30
-        return self._places
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
 
 
 class _Link:
     """One connection on which several commands run at a time."""
 
-    def __init__(self, connection: ssh.Connection) -> None:
+    def __init__(self, where: str, connection: ssh.Connection) -> None:
+        self._where = where
         self._connection = connection
         self._transport = connection.transport
-        self._places = _Places()
+        self._places = _Places(where)
+        self._opening = threading.Lock()  # paramiko mixes up who was refused, of two at a time
         self.proven = False  # at least one command could be started
 
     @property
@@ -375,13 +294,13 @@ class _Link:
     @contextlib.contextmanager
     def started(self, command: str, timeout: float) -> Iterator[paramiko.Channel]:
         """A started command; the wait for a place and the command have `timeout` seconds each."""
-        deadline = time.monotonic() + timeout
-        self._places.take(deadline)
+        channel = self._start(command, time.monotonic() + timeout)
         try:
-            channel = self._start(command, deadline)
-            with self._cut_after(timeout + OPEN_TIMEOUT):
+            with self._cut_after(timeout + GRACE + OPEN_TIMEOUT):
                 try:
                     yield channel
+                    # sshd has the session in its count until it has seen the end of the shell.
+                    channel.status_event.wait(1.0)
                 finally:
                     with contextlib.suppress(*LOST):
                         channel.close()
@@ -389,20 +308,25 @@ class _Link:
             self._places.give_back()
 
     def _start(self, command: str, deadline: float) -> paramiko.Channel:
-        for refusals in itertools.count():
+        refused_alone = 0
+        while True:
+            self._places.take(deadline)
             try:
                 with self._cut_after(OPEN_TIMEOUT + 1):
-                    channel = self._transport.open_session(timeout=OPEN_TIMEOUT)
+                    with self._opening:
+                        channel = self._transport.open_session(timeout=OPEN_TIMEOUT)
                     self._execute(channel, command)
-                break
+                self.proven = True
+                return channel
             except paramiko.ChannelException as error:  # a healthy sshd at its MaxSessions
-                if self._places.fewer() == 0 and refusals > 10:
-                    raise ConnectionError(f"sshd gives no session: {error.text}") from error
+                others = self._places.give_back_refused()
+                refused_alone = 0 if others else refused_alone + 1
+                if refused_alone > 10:  # not ours to wait for: what hangs there, hangs
+                    raise ConnectionError(f"sshd gives no session ({error.text})") from error
+            except BaseException:
                 self._places.give_back()
-                time.sleep(0.1)
-                self._places.take(deadline)
-        self.proven = True
-        return channel
+                raise
+            time.sleep(0.1)
 
     def _execute(self, channel: paramiko.Channel, command: str) -> None:
         try:
@@ -411,13 +335,19 @@ class _Link:
             if self.ended_soon():
                 raise
             raise Unavailable(
-                "the login node starts no command on an open connection: is it out of processes?"
+                f"login node {self._where} starts no command on an open connection "
+                f"({_words(error)}): is it out of processes?"
             ) from error
 
     @contextlib.contextmanager
     def _cut_after(self, seconds: float) -> Iterator[None]:
         """Some of paramiko's waits have no bound, as for room in the socket of a frozen line."""
-        timer = threading.Timer(seconds, self.close)
+
+        def cut() -> None:
+            log.warning("%s: the SSH connection is stuck for %g s: cut", self._where, seconds)
+            self.close()
+
+        timer = threading.Timer(seconds, cut)
         timer.daemon = True
         timer.start()
         try:
@@ -426,113 +356,57 @@ class _Link:
             timer.cancel()
 
 
-class SSHShell:
-    """Commands on the login node, over one connection that is made anew when it has died."""
+class _Places:
+    """The places for sessions on one connection: as many as sshd lets us have, at most 8."""
 
-    def __init__(
-        self,
-        host: str,
-        *,
-        port: int | None = None,
-        user: str | None = None,
-        key_file: Path | None = None,
-        known_hosts: Path | None = None,
-        config_file: Path | None = None,
-        command: str = "bash -l",
-        pauses: Sequence[float] = PAUSES,
-    ) -> None:
-        """`host` may be an alias of the ssh_config; what is given here goes before the config."""
-        self.where = host
-        self._route = ssh.Route(
-            host,
-            port=port,
-            user=user,
-            key_file=key_file,
-            known_hosts=known_hosts,
-            config_file=config_file,
-        )
-        self._command = f"exec {command}"
-        self._outage = _Outage(host, pauses)
-        self._connecting = threading.Lock()  # one connects, the others wait and share the outcome
-        self._link: _Link | None = None
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._changed = threading.Condition()
+        self._places = SESSIONS
+        self._taken = 0
+        self._grow_at = 0.0
         self._closed = False
 
-    def run(
-        self,
-        script: str,
-        *args: str,
-        stdin: bytes = b"",
-        timeout: float = 30.0,
-        limit: int = LIMIT,
-        repeatable: bool = True,
-    ) -> Result:
-        def attempt() -> Result:
-            exchange = _Exchange(script, args, stdin, limit)
-            return self._attempt(exchange, timeout, repeatable)
+    def take(self, deadline: float) -> None:
+        with self._changed:
+            while not self._closed and self._taken >= self._now_allowed():
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                    raise Unavailable(
+                        f"login node {self._where}: all {self._places} sessions were busy all the "
+                        "time; try again later"
+                    )
+            if self._closed:
+                raise ConnectionError("it was closed")
+            self._taken += 1
 
-        try:
-            return attempt()
-        except _LostLine:
-            return attempt()
+    def give_back(self) -> None:
+        with self._changed:
+            self._taken -= 1
+            self._changed.notify()
+
+    def give_back_refused(self) -> int:
+        """sshd had no session for this place: there are fewer. How many others are in use?"""
+        with self._changed:
+            self._taken -= 1
+            self._places = max(1, min(self._places, self._taken))
+            self._grow_at = time.monotonic() + 30
+            return self._taken
+
+    def _now_allowed(self) -> int:
+        """sshd's own count lags behind, so it may have refused one too many: try more in time."""
+        if self._places < SESSIONS and time.monotonic() > self._grow_at:
+            self._places += 1
+            self._grow_at = time.monotonic() + 30
+        return self._places
 
     def close(self) -> None:
-        self._closed = True
-        with self._connecting:
-            link, self._link = self._link, None
-        if link:
-            link.close()
-
-    def _attempt(self, exchange: _Exchange, timeout: float, repeatable: bool) -> Result:
-        link = self._connected(timeout)
-        try:
-            with link.started(self._command, timeout) as channel:
-                self._outage.over()
-                try:
-                    _converse(channel, exchange, time.monotonic() + timeout)
-                except _TimedOut:
-                    _kill(channel)
-                    raise exchange.timed_out(self.where, timeout, repeatable) from None
-                if exchange.ended:
-                    return exchange.result()
-                if link.ended_soon():
-                    raise ConnectionError("it ended in the middle of a command")
-                raise exchange.stopped(self.where, repeatable)
-        except LOST as error:
-            why = f"{self.where}: the SSH connection was lost ({str(error) or 'sshd hung up'})."
-            self._drop(link, why)
-            raise exchange.unfinished(_LostLine(why), repeatable) from error
-
-    def _connected(self, timeout: float) -> _Link:
-        self._outage.check()
-        if not self._connecting.acquire(timeout=timeout):
-            raise Unavailable(f"login node {self.where}: still connecting after {timeout:g} s")
-        try:
-            if self._closed:
-                raise Unavailable(f"login node {self.where}: this pman is shutting down")
-            if self._link and self._link.alive:
-                return self._link
-            self._outage.check()
-            if self._link:
-                self._link.close()
-            try:
-                self._link = _Link(ssh.Connection(self._route))
-            except Unavailable as error:
-                raise self._outage.attempt_failed(str(error)) from error
-            return self._link
-        finally:
-            self._connecting.release()
-
-    def _drop(self, link: _Link, why: str) -> None:
-        link.close()
-        with self._connecting:
-            if self._link is link:
-                self._link = None
-                if not link.proven:  # connecting works, nothing else does: an outage as well
-                    self._outage.attempt_failed(why)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
-def _converse(channel: paramiko.Channel, exchange: _Exchange, deadline: float) -> None:
-    """Send and read until the end is seen, or the channel ends."""
+def _converse(channel: paramiko.Channel, exchange: Exchange) -> None:
+    """Send and read until the end is seen, or the channel ends, or the time is up."""
     channel.setblocking(False)
     outputs = (
         (channel.recv_ready, channel.recv, exchange.out),
@@ -540,23 +414,20 @@ def _converse(channel: paramiko.Channel, exchange: _Exchange, deadline: float) -
     )
     readable = select.poll()
     readable.register(channel.fileno(), select.POLLIN)
-    while not exchange.ended:
+    while not exchange.ended and (left := exchange.time_left) > 0:
         over = channel.closed or channel.eof_received  # asked first: what came before is still read
         moved = _send(channel, exchange)
         for ready, receive, output in outputs:
             if ready():
                 output.feed(receive(CHUNK))
                 moved = True
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise _TimedOut
         if over and not moved:
             return
         if not moved:  # nothing tells when sshd takes more input: look again soon
             readable.poll(1000 * (left if exchange.all_sent else min(left, 0.01)))
 
 
-def _send(channel: paramiko.Channel, exchange: _Exchange) -> bool:
+def _send(channel: paramiko.Channel, exchange: Exchange) -> bool:
     if exchange.all_sent or not channel.send_ready():
         return False
     try:
@@ -566,19 +437,3 @@ def _send(channel: paramiko.Channel, exchange: _Exchange) -> bool:
     except (EOFError, OSError):  # closed over there: what has come back tells what happened
         exchange.give_up_sending()
     return True
-
-
-def _kill(channel: paramiko.Channel) -> None:
-    """End a command on the far side: sshd keeps a closed session's place until its shell ends.
-
-    paramiko has no call for this request. An sshd older than 7.9 does not know it; then the
-    places run out in time, sessions are refused, and a new connection is made.
-    """
-    message = paramiko.Message()
-    message.add_byte(cMSG_CHANNEL_REQUEST)
-    message.add_int(channel.remote_chanid)
-    message.add_string("signal")
-    message.add_boolean(False)
-    message.add_string("KILL")
-    with contextlib.suppress(*LOST):
-        channel.get_transport()._send_user_message(message)  # type: ignore[attr-defined]

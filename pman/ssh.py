@@ -11,8 +11,9 @@ import re
 import shlex
 import socket
 import subprocess
+import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pman.errors import SettingsError, Unavailable
 
 STEP_TIMEOUT = 10.0  # for each of: the TCP connection, the SSH handshake, the login
 KEEP_ALIVE = 15  # seconds
-SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
+GLOBAL = Path("/etc/ssh/ssh_known_hosts")
 
 # paramiko logs a traceback at ERROR for each refused connection. pman says it in its own words;
 # set this logger to DEBUG to follow the protocol.
@@ -42,7 +43,7 @@ class Hop:
     key_files: tuple[Path, ...]  # none: the agent's keys and ~/.ssh/id_*
     known_hosts: tuple[Path, ...]
     known_as: str  # its name in the known_hosts files
-    proxy_command: str | None
+    proxy_command: str | None = None
 
     def __str__(self) -> str:
         real = f"{self.host} port {self.port}"
@@ -63,7 +64,7 @@ class Route:
         config_file: Path | None = None,
     ) -> None:
         self._key_file, self._known_hosts = key_file, known_hosts
-        self._file = config_file or Path("~/.ssh/config").expanduser()
+        self._file = config_file or _expand("~/.ssh/config")
         try:
             self._config = self._file.read_text() if config_file or self._file.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
@@ -85,7 +86,7 @@ class Route:
             )
         jumps, hop = self._look_up(name, port, user, is_target=not coming_from)
         if jumps:  # as with ssh: the first is reached by its own config, the others through it
-            first, *others = map(_parse_jump, jumps)
+            first, *others = (_parse_jump(self._file, jump) for jump in jumps)
             yield from self._towards(*first, (*coming_from, name))
             for jump in others:
                 yield self._look_up(*jump, is_target=False)[1]
@@ -94,10 +95,8 @@ class Route:
     def _look_up(
         self, name: str, port: int | None, user: str | None, is_target: bool
     ) -> tuple[list[str], Hop]:
+        """The jump hosts before this one, and this one."""
         config = self._options(name, port, user)
-        # Of these two ssh takes the one that comes first in the file.
-        proxy = next((key for key in config if key in ("proxyjump", "proxycommand")), "")
-        route = config.get(proxy) or "none"
         host = config["hostname"]
         try:
             number = int(config.get("port", 22))
@@ -106,33 +105,31 @@ class Route:
             raise SettingsError(f"{self._file}: the Port of {name} is not a number") from error
         except (KeyError, OSError) as error:  # a container that runs under any uid
             raise SettingsError(f"this uid has no user name: set SSH_USER for {name}") from error
-        files = [Path(file).expanduser() for file in config.get("identityfile", ())]
+        files = [file for file in config.get("identityfile", ()) if file.lower() != "none"]
+        key_files = tuple(map(_expand, files))
         if self._key_file and (is_target or not files):
-            files = [self._key_file]
-        elif files == [Path("none")]:
-            files = []
-        trusted = (
-            [self._known_hosts]
-            if self._known_hosts
-            else [
-                Path(file).expanduser()
-                for file in shlex.split(config.get("userknownhostsfile", "~/.ssh/known_hosts"))
-            ]
+            key_files = (self._key_file,)
+        known_hosts = map(
+            _expand, shlex.split(config.get("userknownhostsfile", "~/.ssh/known_hosts"))
         )
-        return (
-            route.split(",") if proxy == "proxyjump" and route.lower() != "none" else [],
-            Hop(
-                name=name,
-                host=host,
-                port=number,
-                user=user,
-                key_files=tuple(files),
-                known_hosts=(*trusted, SYSTEM_KNOWN_HOSTS),
-                known_as=config.get("hostkeyalias")
-                or (host.lower() if number == 22 else f"[{host.lower()}]:{number}"),
-                proxy_command=route if proxy == "proxycommand" and route != "none" else None,
-            ),
+        hop = Hop(
+            name=name,
+            host=host,
+            port=number,
+            user=user,
+            key_files=key_files,
+            known_hosts=(*((self._known_hosts,) if self._known_hosts else known_hosts), GLOBAL),
+            known_as=config.get("hostkeyalias")
+            or (host.lower() if number == 22 else f"[{host.lower()}]:{number}"),
         )
+        # Of these two ssh takes the one that comes first in the file.
+        proxy = next((key for key in config if key in ("proxyjump", "proxycommand")), "")
+        way = config.get(proxy) or "none"
+        if way.lower() == "none":
+            return [], hop
+        if proxy == "proxyjump":
+            return way.split(","), hop
+        return [], replace(hop, proxy_command=way)
 
     def _options(self, name: str, port: int | None, user: str | None) -> dict[str, Any]:
         own = {key: value for key, value in (("port", port), ("user", user)) if value}
@@ -152,14 +149,21 @@ class Route:
             ) from error
 
 
-def _parse_jump(text: str) -> tuple[str, int | None, str | None]:
+def _expand(file: str) -> Path:
+    try:
+        return Path(file).expanduser()
+    except RuntimeError:  # a container's uid may have no home: then there is nothing in it
+        return Path(file)
+
+
+def _parse_jump(file: Path, text: str) -> tuple[str, int | None, str | None]:
     """[ssh://][user@]host[:port]"""
     match = re.fullmatch(
         r"(?:ssh://)?(?:(?P<user>[^@]+)@)?(?P<host>\[[^]]+\]|[^:]+)(?::(?P<port>\d+))?/?",
         text.strip(),
     )
     if not match:
-        raise SettingsError(f"ProxyJump {text!r} is not of the form [user@]host[:port]")
+        raise SettingsError(f"{file}: ProxyJump {text!r} is not of the form [user@]host[:port]")
     return match["host"].strip("[]"), int(match["port"] or 0) or None, match["user"]
 
 
@@ -168,6 +172,7 @@ class Connection:
 
     def __init__(self, route: Route) -> None:
         self._parts = contextlib.ExitStack()  # closed last part first
+        self._closing = threading.Lock()
         via: paramiko.Transport | None = None
         try:
             for hop in route.hops:
@@ -223,7 +228,8 @@ class Connection:
         return tcp
 
     def close(self) -> None:
-        self._parts.close()
+        with self._closing:
+            self._parts.close()
 
 
 def _close(transport: paramiko.Transport) -> None:
@@ -360,7 +366,7 @@ class _Keys:
         if not files:
             for key in self._held:
                 self.usable[f"{key.comment or key.fingerprint} of the agent"] = key
-            usual = (Path(f"~/.ssh/id_{kind}").expanduser() for kind in ("ed25519", "ecdsa", "rsa"))
+            usual = (_expand(f"~/.ssh/id_{kind}") for kind in ("ed25519", "ecdsa", "rsa"))
             files = filter(Path.exists, usual)
         for file in files:
             self._add(file)

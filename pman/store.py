@@ -114,10 +114,11 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk rolls back by itself
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def _read(self, where: str, *values: object) -> list[Job]:
         with self._lock:
@@ -185,14 +186,14 @@ class Store:
     def update(self, jobs: Iterable[Job]) -> list[Job]:
         """Write the changed ``jobs``, all or none, each with a line of history if it moved on.
 
-        A job that was deleted meanwhile stays deleted, and a state never moves backwards. Returns
-        the jobs as they are now.
+        A job that was deleted meanwhile stays deleted, one that has ended stays as it ended, and a
+        state never moves backwards. Returns the changed jobs as they are now.
         """
         changed = []
         with self._write() as db:
             for wanted in jobs:
                 row = db.execute("SELECT * FROM jobs WHERE name = ?", (wanted.name,)).fetchone()
-                if row is None:
+                if row is None or JobState(row["state"]).final:
                     continue
                 before = _job(row)
                 forward = before.state.may_become(wanted.state)

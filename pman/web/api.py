@@ -17,6 +17,8 @@ GATEWAY = web.AppKey("gateway", Gateway)
 
 routes = web.RouteTableDef()
 
+_JOB = "/api/v1/{jid:/*[^/]+}/"
+
 
 def job_object(job: Job, logs: str) -> Mapping[str, Any]:
     """The job object of the contract."""
@@ -58,13 +60,13 @@ async def post_job(request: web.Request) -> web.Response:
     return web.json_response(job_object(job, ""), status=201)
 
 
-@routes.get("/api/v1/{jid}/")
+@routes.get(_JOB)
 async def get_job(request: web.Request) -> web.Response:
     job, logs = await request.app[GATEWAY].read(request.match_info["jid"].lstrip("/"))
     return web.json_response(job_object(job, logs))
 
 
-@routes.delete("/api/v1/{jid}/")
+@routes.delete(_JOB)
 async def delete_job(request: web.Request) -> web.Response:
     await request.app[GATEWAY].delete(request.match_info["jid"].lstrip("/"))
     return web.Response(status=204)
@@ -72,8 +74,8 @@ async def delete_job(request: web.Request) -> web.Response:
 
 def authorised(request: web.Request, token: str) -> bool:
     """Whether ``request`` carries the bearer token (RFC 6750)."""
-    given = request.headers.get("Authorization", "")
-    return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+    given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
+    return hmac.compare_digest(given, f"Bearer {token}".encode())
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

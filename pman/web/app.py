@@ -92,11 +92,12 @@ async def slash_appended(request: web.Request, handler: Handler) -> web.StreamRe
     if isinstance(request.match_info.http_exception, web.HTTPNotFound) and not (
         request.path.endswith("/")
     ):
-        slashed = request.rel_url.with_path(f"{request.rel_url.raw_path}/", encoded=True)
+        slashed = request.rel_url.with_path(
+            f"{request.rel_url.raw_path}/", encoded=True, keep_query=True
+        )
         probe = await request.app.router.resolve(request.clone(rel_url=slashed))
         if not isinstance(probe.http_exception, web.HTTPNotFound):
-            location = slashed.with_query(request.rel_url.query)
-            raise web.HTTPPermanentRedirect(location)
+            raise web.HTTPPermanentRedirect(slashed)
     return await handler(request)
 
 

@@ -1,0 +1,1 @@
+"""`pman demo` (run.py) and the plugin that it runs (ctslice.py)."""

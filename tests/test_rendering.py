@@ -1,0 +1,475 @@
+"""Spec + template → document: the shipped templates, and what an operator's own may not do."""
+
+import dataclasses
+import subprocess
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from pman.errors import SettingsError, TemplateError
+from pman.jobs import JobSpec
+from pman.rendering import MAX_DOCUMENT, Renderer, Site, shipped_templates
+from tests.hostile import HOSTILE
+
+GOLDEN = Path(__file__).parent / "golden"
+RUNTIMES = ("apptainer", "bare", "charliecloud", "podman", "pyxis", "sarus", "shifter")
+USERS = {"podman", "charliecloud"}
+"""Runtimes that can run a plugin as CONTAINER_USER."""
+
+PLAIN = JobSpec(
+    jid="chris-jid-1",
+    name="chris-jid-1.0badcafe",
+    auid="cube",
+    type="ds",
+    image="ghcr.io/fnndsc/pl-simpledsapp:2.1.0",
+    argv=("simpledsapp", "--prefix", "le", "/share/incoming", "/share/outgoing"),
+    env={},
+    labels={},
+    input_dir="/data/home/cube/in",
+    output_dir="/data/home/cube/out",
+    folder="/data/.pman/chris-jid-1.0badcafe",
+)
+FULL = dataclasses.replace(
+    PLAIN,
+    argv=("simple dsapp", "--message", "it's $(id)\n`id` \"é\"", "/share/incoming", ""),
+    env={"GREETING": "hello 'you'\n", "HOME": "/tmp"},
+    labels={"site": "a b", "group": "100%"},
+    input_dir="/data/100% in's",
+    number_of_workers=2,
+    cpu_limit=1500,
+    memory_limit=200,
+    gpu_limit=1,
+    time_limit=1501,
+    shm_size=64,
+)
+SITE = Site(
+    {
+        "images": {"ghcr.io/fnndsc/*": "/images/simple ds.sif"},
+        "partition": "normal",
+        "directives": ["--exclusive"],
+        "setup": "module load runtime",
+        "rules": [{"match": {"gpu": True}, "set": {"partition": "gpu", "gres": "gpu:a100"}}],
+    }
+)
+
+
+def check_syntax(document: str) -> None:
+    done = subprocess.run(
+        ["bash", "-n"], input=document.encode(), capture_output=True, check=False, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# --- the shipped templates ---
+
+
+def test_the_shipped_templates_are_these() -> None:
+    assert sorted(Renderer().names("sbatch")) == sorted([*RUNTIMES, "base"])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("kind", "spec"), [("plain", PLAIN), ("full", FULL)])
+def test_the_document_is_the_golden_one(
+    runtime: str, kind: str, spec: JobSpec, request: pytest.FixtureRequest
+) -> None:
+    if kind == "full" and runtime in USERS:
+        spec = dataclasses.replace(spec, uid=1001, gid=1002)
+    site = SITE if kind == "full" or runtime == "charliecloud" else Site()
+    document = Renderer(site=site).render(spec, "sbatch", runtime)
+    golden = GOLDEN / f"{runtime}-{kind}.sbatch"
+    if request.config.getoption("--rewrite-golden"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(document.text)
+    assert document.text == golden.read_text()
+    assert (document.language, document.template) == ("sbatch", runtime)
+    check_syntax(document.text)
+
+
+def test_there_is_no_golden_document_without_a_template() -> None:
+    assert {path.name for path in GOLDEN.iterdir()} == {
+        f"{runtime}-{kind}.sbatch" for runtime in RUNTIMES for kind in ("plain", "full")
+    }
+
+
+def test_base_alone_says_what_is_missing() -> None:
+    with pytest.raises(TemplateError, match="no block `run`"):
+        Renderer().render(PLAIN, "sbatch", "base")
+
+
+@pytest.mark.parametrize("runtime", sorted({*RUNTIMES} - USERS))
+@pytest.mark.parametrize("ids", [{"uid": 0}, {"gid": 0}])
+def test_a_runtime_that_cannot_be_another_user_refuses(runtime: str, ids: dict[str, int]) -> None:
+    with pytest.raises(TemplateError, match="CONTAINER_USER is set"):
+        Renderer(site=SITE).render(dataclasses.replace(PLAIN, **ids), "sbatch", runtime)
+
+
+def test_charliecloud_wants_an_image_of_the_site() -> None:
+    with pytest.raises(TemplateError, match="`images` in SITE_FILE"):
+        Renderer().render(PLAIN, "sbatch", "charliecloud")
+
+
+# --- what arrives at the runtime ---
+
+DUMP = """#!/bin/bash
+{ printf '%s\\0' "$0" "$@"; printf '\\0\\0'; env -0; } > "$DUMP"
+"""
+PROGRAMS = ("apptainer", "ch-run", "podman", "srun", "sarus", "shifter")
+
+Run = Callable[[JobSpec, str], tuple[list[str], Mapping[str, str]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs a document with bash; the command it ends with writes down its arguments and its
+    environment and does nothing else."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in (*PROGRAMS, "plugin"):
+        (programs / name).write_text(DUMP)
+        (programs / name).chmod(0o755)
+    dump = tmp_path / "dump"
+    numbers = count()
+
+    def run_document(spec: JobSpec, runtime: str) -> tuple[list[str], Mapping[str, str]]:
+        folder = tmp_path / f"job '{next(numbers)}' $(touch pwned)"
+        folder.mkdir()
+        for place in (spec.input_dir, spec.output_dir):
+            Path(place).mkdir(parents=True, exist_ok=True)
+        document = Renderer(site=SITE).render(
+            dataclasses.replace(spec, folder=str(folder)), "sbatch", runtime
+        )
+        (folder / "script").write_bytes(document.text.encode())
+        done = subprocess.run(
+            ["bash", str(folder / "script")],
+            cwd=tmp_path,
+            env={"PATH": f"{programs}:/usr/bin:/bin", "DUMP": str(dump), "LC_ALL": "C.UTF-8"},
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        # The site's `setup` calls `module`, which there is none of here.
+        assert done.returncode == 0, done.stderr
+        assert not [*tmp_path.rglob("pwned")]
+        words, _, environment = dump.read_bytes().decode().partition("\0\0\0")
+        dump.unlink()
+        return words.split("\0"), dict(
+            pair.split("=", 1) for pair in environment.removesuffix("\0").split("\0")
+        )
+
+    return run_document
+
+
+def spec_in(folder: Path, **changes: Any) -> JobSpec:
+    """A spec whose folders are there, with names that break careless quoting."""
+    return dataclasses.replace(
+        PLAIN,
+        input_dir=f"{folder}/in 'it'\" $(touch pwned) \\ % é",
+        output_dir=f"{folder}/out `touch pwned`;#",
+        **changes,
+    )
+
+
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+names = st.from_regex(r"[A-Z][A-Z0-9_]{0,9}X", fullmatch=True)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@examples(max_examples=8)
+@given(args=st.lists(words), env=st.dictionaries(names, words))
+@example(args=[*HOSTILE], env={f"V{number}": text for number, text in enumerate(HOSTILE)})
+def test_arguments_and_variables_arrive_byte_for_byte(
+    runtime: str, args: list[str], env: dict[str, str], run: Run, tmp_path: Path
+) -> None:
+    spec = spec_in(tmp_path, argv=("plugin", *args), env=env)
+    argv, environment = run(spec, runtime)
+    assert argv[len(argv) - len(args) :] == args
+    given_env = {
+        "apptainer": [f"APPTAINERENV_{name}={value}" for name, value in env.items()],
+        "podman": [f"--env={name}={value}" for name, value in env.items()],
+    }.get(runtime, [f"{name}={value}" for name, value in env.items()])
+    if runtime in {"apptainer", "bare"}:
+        seen = [f"{name}={value}" for name, value in environment.items()]
+        assert {*given_env} <= {*seen}
+    else:
+        start = argv.index(given_env[0]) if given_env else 0
+        assert argv[start : start + len(given_env)] == given_env
+
+
+def test_without_a_container_the_mounts_become_the_real_folders(run: Run, tmp_path: Path) -> None:
+    spec = spec_in(
+        tmp_path,
+        argv=("plugin", "/share/incoming", "/share/incoming/a/../b", "/share/outgoing/")
+        + ("/share/incoming2", "x/share/incoming", "--in=/share/incoming", "/share"),
+    )
+    argv, _ = run(spec, "bare")
+    assert argv[1:] == [
+        spec.input_dir,
+        f"{spec.input_dir}/a/../b",
+        f"{spec.output_dir}/",
+        *("/share/incoming2", "x/share/incoming", "--in=/share/incoming", "/share"),
+    ]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_several_workers_are_started_by_one_srun(runtime: str, run: Run, tmp_path: Path) -> None:
+    argv, _ = run(
+        spec_in(tmp_path, argv=("plugin", "a b"), number_of_workers=2, cpu_limit=3000), runtime
+    )
+    assert Path(argv[0]).name == "srun"
+    assert "--cpus-per-task=3" in argv
+    assert argv[-1] == "a b"
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_several_workers_without_limits_are_started_too(
+    runtime: str, run: Run, tmp_path: Path
+) -> None:
+    argv, _ = run(spec_in(tmp_path, argv=("plugin",), number_of_workers=2), runtime)
+    assert Path(argv[0]).name == "srun"
+    assert not [word for word in argv if "cpus-per-task" in word or word.startswith(" ")]
+
+
+TEXT_FIELDS = [
+    field.name
+    for field in dataclasses.fields(JobSpec)
+    if field.type in {str, "str"} and field.name not in {"folder", "input_dir", "output_dir"}
+]
+ATTACK = "$(touch pwned)`touch pwned`\n#SBATCH --uid=0\n';touch pwned;'\";touch pwned;\""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("field", TEXT_FIELDS)
+def test_a_hostile_field_runs_nothing_and_adds_no_directive(
+    runtime: str, field: str, run: Run, tmp_path: Path
+) -> None:
+    spec = spec_in(tmp_path, argv=("plugin",))
+    hostile = dataclasses.replace(spec, **{field: ATTACK})
+    renderer = Renderer(site=SITE)
+    assert directives(renderer, hostile, runtime) == directives(renderer, spec, runtime)
+    run(hostile, runtime)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": {ATTACK: ATTACK}},
+        {"env": {"A": ATTACK}},
+        {"argv": ("plugin", ATTACK)},
+        {"input_dir": f"/tmp/{ATTACK}"},
+        {"output_dir": f"/tmp/{ATTACK}"},
+        {"folder": f"/tmp/{ATTACK}"},
+    ],
+)
+def test_no_value_adds_a_directive(runtime: str, changes: dict[str, Any]) -> None:
+    renderer = Renderer(site=SITE)
+    usual = dataclasses.replace(PLAIN, labels={"a": "b"})
+    hostile = dataclasses.replace(usual, **changes)
+    assert directives(renderer, hostile, runtime) == directives(renderer, usual, runtime)
+
+
+def directives(renderer: Renderer, spec: JobSpec, runtime: str) -> list[str]:
+    document = renderer.render(spec, "sbatch", runtime).text
+    check_syntax(document)
+    return [line.split("=")[0] for line in document.splitlines() if line.startswith("#SBATCH")]
+
+
+# --- an operator's own templates ---
+
+Render = Callable[..., str]
+
+
+@pytest.fixture
+def render(tmp_path: Path) -> Render:
+    """The document of a template with this text."""
+    folder = tmp_path / "templates" / "sbatch"
+    folder.mkdir(parents=True)
+
+    def render_text(text: str, site: Mapping[str, Any] | None = None, **changes: Any) -> str:
+        (folder / "mine.sbatch.j2").write_text(text)
+        renderer = Renderer(folder.parent, Site(site or {}))
+        return renderer.render(dataclasses.replace(PLAIN, **changes), "sbatch", "mine").text
+
+    return render_text
+
+
+@pytest.mark.parametrize(
+    ("template", "document"),
+    [
+        ("{{ job.auid }}", "'a b'"),
+        ("x{{ job.auid }}y", "x'a b'y"),
+        ("{{ job.argv }}", "run '1 2' ''"),
+        ("{{ job.argv | map('upper') }}", "RUN '1 2' ''"),
+        ("{{ job.argv | map('upper') | list }}", "RUN '1 2' ''"),
+        ("{{ [] }}", ""),
+        ("{{ job.env | assignments }}", "'A=x y'"),
+        ("{{ 'x y' if false }}", ""),
+        ("{{ job.auid | raw }}", "a b"),
+        ("{{ 'x ' ~ job.auid }}", "'x a b'"),
+        ("{% macro m(v) %}<{{ v }}>{% endmacro %}{{ m(job.auid) }}", "<'a b'>"),
+        ("{% set x %}-{{ job.auid }}{% endset %}{{ x | raw }}", "-'a b'"),
+        ("{% block b %}{{ job.auid }}{% endblock %} {{ self.b() }}", "'a b' 'a b'"),
+        ("{{ site.x }} {{ site.n }}", "'p q' 1.5"),
+        ("{{ 90 | duration }} {{ 1500 | duration }}", "0-01:30:00 1-01:00:00"),
+        ("{# it's #}{{ job.auid }}", "'a b'"),
+    ],
+)
+def test_a_value_is_quoted_once(render: Render, template: str, document: str) -> None:
+    site = {"x": "p q", "n": 1.5}
+    values = {"auid": "a b", "argv": ("run", "1 2", ""), "env": {"A": "x y"}}
+    assert render(template, site, **values) == document
+
+
+def test_a_template_of_the_operator_may_extend_a_shipped_one(render: Render) -> None:
+    document = render(
+        '{% extends "bare.sbatch.j2" %}{% block directives %}\n#SBATCH --x={{ job.auid }}\n'
+        "{% endblock %}{% block run %}echo before\n{{ super() }}{% endblock %}",
+        auid="a b",
+    )
+    assert "\n#SBATCH --x='a b'\n" in document
+    assert "echo before" in document
+    assert "/share/incoming" not in document
+    check_syntax(document)
+
+
+def test_a_template_of_the_operator_goes_before_the_shipped_one(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").mkdir()
+    (tmp_path / "sbatch" / "bare.sbatch.j2").write_text("mine\n")
+    assert Renderer(tmp_path).render(PLAIN, "sbatch", "bare").text == "mine\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("\n\n{{ nope }}", "mine.sbatch.j2, line 3: 'nope' is undefined"),
+        ("\n{{ job.nope }}", "mine.sbatch.j2, line 2: .*no attribute 'nope'"),
+        ("\n{{ site.nope }}", "mine.sbatch.j2, line 2: .*no attribute 'nope'"),
+        ("{% if nope %}{% endif %}", "mine.sbatch.j2, line 1: 'nope' is undefined"),
+        ("\n{{ job.uid }}", "mine.sbatch.j2, line 2: a value is None"),
+        ("{{ job.argv + (none,) }}", "mine.sbatch.j2, line 1: a value is None"),
+        ("{{ true }}", "mine.sbatch.j2, line 1: a value is True"),
+        ("{{ job.env }}", "mine.sbatch.j2, line 1: a value is {}"),
+        ("{{ job.env.keys() }}", "mine.sbatch.j2, line 1: a value is dict_keys"),
+        ("{{ job }}", "mine.sbatch.j2, line 1: a value is JobSpec"),
+        ("{{ job.to_json }}", "mine.sbatch.j2, line 1: a value is <bound method"),
+        ("{{ 'a\\0b' }}", "mine.sbatch.j2, line 1: .*NUL byte"),
+        ("{{ ''.__class__ }}", "mine.sbatch.j2, line 1: .*'__class__'.*unsafe"),
+        ("{{ job.__init__.__globals__ }}", "line 1: .*unsafe"),
+        ("{{ ''['__cl' ~ 'ass__'] }}", "line 1: .*unsafe"),
+        ("{{ '{0.__class__}'.format(job) | raw }}", "line 1: .*unsafe"),
+        ("{{ site.update({}) }}", "line 1: .*not safely callable"),
+        ("{{ cycler.__init__ }}", "line 1: .*unsafe"),
+        ("\n{{ range(10 ** 9) | list }}", "line 2: Range too big"),
+        ("\n{% if %}", "mine.sbatch.j2, line 2: "),
+        ("\n{{ job.auid | nope }}", "mine.sbatch.j2, line 2: No filter named 'nope'"),
+        ("{{ 1 / 0 }}", "mine.sbatch.j2, line 1: division by zero"),
+        ("{% extends 'nope' %}", "no sbatch template 'nope'; there are: apptainer, bare"),
+        ("{% include '../secret' %}", "no sbatch template"),
+        ("{{ fail('not ' ~ job.type) }}", "^not ds$"),
+        ("\n\n\"{{ job.auid }}\"", "mine: a value stands inside double quotes in line 3 .*'a b'"),
+        ("'{{ job.auid }}'", "inside single quotes in line 1"),
+        ("cat <<EOF\n{{ job.auid }}\nEOF", "inside a here-document in line 2"),
+        ("x=`echo {{ job.auid }}`", "inside `…` in line 1"),
+        ("echo ${{ job.auid }}", "a backslash, a `.` or a `<<` in line 1"),
+        ("\v\n\f\n'{{ job.auid }}'", "inside single quotes in line 3 .*''a b'''"),
+        ("{% set x %}{{ job.auid }}{% endset %}'{{ x | raw }}'", "inside single quotes"),
+        ("{% set x %}{{ job.auid }}{% endset %}{{ x }}", "line 1: .*quoted already.*raw"),
+        ("{% filter upper %}{{ job.auid }}{% endfilter %}", "changed by a filter"),
+        ("{% filter truncate(9, true) %}{{ job.auid }}{% endfilter %}", "changed by a filter"),
+        ("{{ 'x' * 5000000 }}", f"5000000 bytes long; {MAX_DOCUMENT} are the most"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_told_with_its_place(
+    render: Render, template: str, words: str
+) -> None:
+    with pytest.raises(TemplateError, match=words):
+        render(template, auid="a b")
+
+
+@pytest.mark.parametrize("name", ["nope", "../sbatch/bare", "/etc/passwd", "", "bare.sbatch.j2"])
+def test_an_unknown_template_is_told_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(TemplateError, match="there is no sbatch template .* there are: apptainer"):
+        Renderer().render(PLAIN, "sbatch", name)
+
+
+def test_a_templates_folder_that_is_not_there_is_told() -> None:
+    with pytest.raises(SettingsError, match="TEMPLATES_DIR /nowhere is not a folder"):
+        Renderer(Path("/nowhere"))
+
+
+def test_the_shipped_templates_are_found() -> None:
+    assert (shipped_templates() / "sbatch" / "base.sbatch.j2").is_file()
+
+
+# --- SITE_FILE ---
+
+
+def load_site(folder: Path, text: str) -> Site:
+    path = folder / "site.yaml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    return Site.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "no valid YAML"),
+        ("a: \udcff", "can't be read"),
+        ("- a", "must be a mapping"),
+        ("text", "must be a mapping"),
+        ("rules: {}", "`rules` must look like"),
+        ("rules:", "`rules` must look like"),
+        ("images: []", "`images` must look like"),
+        ("directives: --exclusive", "`directives` must look like"),
+        ("rules: [x]", "rule 1 must have `match` and `set`"),
+        ("rules: [{match: {}, set: {}}, {match: {}}]", "rule 2 must have `match` and `set`"),
+        ("rules: [{match: {}, set: {}, x: 1}]", "rule 1 must have `match` and `set`"),
+        ("rules: [{match: {cpu: 1}, set: {}}]", r"rule 1 matches by \['cpu'\]"),
+        ("!!python/object/apply:os.system ['touch pwned']", "no valid YAML"),
+    ],
+)
+def test_a_wrong_site_file_is_told_at_the_start(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as caught:
+        load_site(tmp_path, text)
+    assert "site.yaml" in str(caught.value)
+
+
+def test_a_site_file_that_is_not_there_is_told() -> None:
+    with pytest.raises(SettingsError, match="SITE_FILE /nowhere can't be read"):
+        Site.load(Path("/nowhere"))
+
+
+def test_an_empty_site_file_is_an_empty_site(tmp_path: Path) -> None:
+    assert load_site(tmp_path, "").for_job(PLAIN) == {"image": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "partition", "image"),
+    [
+        ({"image": "other"}, "normal", None),
+        ({"image": "docker.io/a/b"}, "normal", "/b.sif"),
+        ({"image": "docker.io/a/c"}, "normal", "/a.sif"),
+        ({"image": "other", "gpu_limit": 1}, "gpu", None),
+        ({"image": "big", "gpu_limit": 1}, "big", None),
+        ({"image": "big"}, "normal", None),
+    ],
+)
+def test_the_last_rule_and_the_first_image_that_match_count(
+    tmp_path: Path, changes: dict[str, Any], partition: str, image: str | None
+) -> None:
+    site = load_site(
+        tmp_path,
+        "partition: normal\n"
+        "images: {docker.io/a/b: /b.sif, docker.io/a/*: /a.sif}\n"
+        "rules:\n"
+        "- {match: {gpu: true}, set: {partition: gpu}}\n"
+        "- {match: {gpu: true, image: big}, set: {partition: big}}\n",
+    )
+    values = site.for_job(dataclasses.replace(PLAIN, **changes))
+    assert (values["partition"], values["image"]) == (partition, image)
