@@ -43,7 +43,7 @@ def serve(
                 "CONTAINER_ENV=local runs each job on this machine, without a container and "
                 "without limits: it is for trying things, not for users"
             )
-        web.run_app(make_app(jobs), host=host, port=port, print=None)
+        web.run_app(make_app(jobs), host=host, port=port, print=None, shutdown_timeout=10)
     except PmanError as error:
         fail(error)
     except OSError as error:

@@ -8,7 +8,7 @@ import fcntl
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,28 +70,31 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._lock = threading.Lock()
         path = folder / "pman.sqlite"
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._claim = (folder / "lock").open("w")
-            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(
-                f"STATE_DIR {folder} is in use by another pman; give each server its own"
-            ) from None
-        except OSError as error:
-            raise SettingsError(f"STATE_DIR {folder} can't be used: {error}") from None
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA foreign_keys=ON")
-            self._migrate()
-        except sqlite3.DatabaseError as error:
-            raise SettingsError(
-                f"{path} is no database that this version can use: {error}; "
-                "put it aside and start again, or bring back a backup"
-            ) from None
+        with ExitStack() as opened:
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                claim = opened.enter_context((folder / "lock").open("w"))
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SettingsError(
+                    f"STATE_DIR {folder} is in use by another pman; give each server its own"
+                ) from None
+            except OSError as error:
+                raise SettingsError(f"STATE_DIR {folder} can't be used: {error}") from None
+            try:
+                self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+                opened.callback(self._db.close)
+                self._db.row_factory = sqlite3.Row
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._db.execute("PRAGMA foreign_keys=ON")
+                self._migrate()
+            except sqlite3.DatabaseError as error:
+                raise SettingsError(
+                    f"{path} is no database that this version can use: {error}; "
+                    "put it aside and start again, or bring back a backup"
+                ) from None
+            self._opened = opened.pop_all()
 
     def _migrate(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -105,8 +108,7 @@ class Store:
 
     def close(self) -> None:
         with self._lock:
-            self._db.close()
-            self._claim.close()
+            self._opened.close()
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:

@@ -150,9 +150,10 @@ ATTACKS = (
     *("');touch pwned;#", "))$(touch pwned)", "]$(touch pwned)"),
 )
 SYNTAX = (
-    "' \" ` $ \\ ( ) $( ${x:- } $(( )) (( # <<EOF <<'EOF' <<-EOF <<< ; a echo x= $' \"$( $[ [ ] 1 <"
-    " ;; ${x# ${x// / | && { 0<<! @"
-).split() + [" ", " # ", "\n", "\nEOF\n", "\n!\n", "case x in x)", "esac"]
+    *"' \" ` $ \\ ( ) $( ${x:- } $(( )) (( # <<EOF <<'EOF' <<-EOF 0<<! <<< ; ;; a echo x=".split(),
+    *"$' \"$( $[ [ ] 1 < ${x# ${x// / | && { case esac @".split(),
+    *(" ", " # ", "\n", "\nEOF\n", "\n!\n", "case x in x)"),
+)
 
 
 @pytest.mark.parametrize("seed", range(4))

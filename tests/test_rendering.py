@@ -37,7 +37,7 @@ PLAIN = JobSpec(
 )
 FULL = dataclasses.replace(
     PLAIN,
-    argv=("simple dsapp", "--message", "it's $(id)\n`id` \"é\"", "/share/incoming", ""),
+    argv=("simple dsapp", "--message", 'it\'s $(id)\n`id` "é"', "/share/incoming", ""),
     env={"GREETING": "hello 'you'\n", "HOME": "/tmp"},
     labels={"site": "a b", "group": "100%"},
     input_dir="/data/100% in's",
@@ -104,7 +104,7 @@ def test_base_alone_says_what_is_missing() -> None:
 
 @pytest.mark.parametrize("runtime", sorted({*RUNTIMES} - USERS))
 @pytest.mark.parametrize("ids", [{"uid": 0}, {"gid": 0}])
-def test_a_runtime_that_cannot_be_another_user_refuses(runtime: str, ids: dict[str, int]) -> None:
+def test_a_runtime_that_cannot_be_another_user_refuses(runtime: str, ids: dict[str, Any]) -> None:
     with pytest.raises(TemplateError, match="CONTAINER_USER is set"):
         Renderer(site=SITE).render(dataclasses.replace(PLAIN, **ids), "sbatch", runtime)
 
@@ -116,10 +116,23 @@ def test_charliecloud_wants_an_image_of_the_site() -> None:
 
 # --- what arrives at the runtime ---
 
+# `srun` also makes and removes the scratch folder.
 DUMP = """#!/bin/bash
-{ printf '%s\\0' "$0" "$@"; printf '\\0\\0'; env -0; } > "$DUMP"
+argv=("$0" "$@")
+if [ "${0##*/}" = srun ]; then
+    while [[ $1 = -* ]]; do shift; done
+    case $1 in mkdir | rm) exec "$@" ;; esac
+fi
+printf '%s\\0' "${argv[@]}" > "$DUMP/argv"
+env -0 > "$DUMP/env"
 """
 PROGRAMS = ("apptainer", "ch-run", "podman", "srun", "sarus", "shifter")
+
+
+def renderer(runtime: str) -> Renderer:
+    images = {"images": {"*": "/images/plugin"}} if runtime == "charliecloud" else {}
+    return Renderer(site=Site(images))
+
 
 Run = Callable[[JobSpec, str], tuple[list[str], Mapping[str, str]]]
 
@@ -134,6 +147,7 @@ def run(tmp_path: Path) -> Run:
         (programs / name).write_text(DUMP)
         (programs / name).chmod(0o755)
     dump = tmp_path / "dump"
+    dump.mkdir()
     numbers = count()
 
     def run_document(spec: JobSpec, runtime: str) -> tuple[list[str], Mapping[str, str]]:
@@ -141,26 +155,30 @@ def run(tmp_path: Path) -> Run:
         folder.mkdir()
         for place in (spec.input_dir, spec.output_dir):
             Path(place).mkdir(parents=True, exist_ok=True)
-        document = Renderer(site=SITE).render(
+        document = renderer(runtime).render(
             dataclasses.replace(spec, folder=str(folder)), "sbatch", runtime
         )
         (folder / "script").write_bytes(document.text.encode())
         done = subprocess.run(
             ["bash", str(folder / "script")],
             cwd=tmp_path,
-            env={"PATH": f"{programs}:/usr/bin:/bin", "DUMP": str(dump), "LC_ALL": "C.UTF-8"},
+            env={
+                "PATH": f"{programs}:/usr/bin:/bin",
+                "DUMP": str(dump),
+                "TMPDIR": str(tmp_path),
+                "LC_ALL": "C.UTF-8",
+            },
             capture_output=True,
             check=False,
             timeout=60,
         )
-        # The site's `setup` calls `module`, which there is none of here.
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, done.stderr) == (0, b"")
         assert not [*tmp_path.rglob("pwned")]
-        words, _, environment = dump.read_bytes().decode().partition("\0\0\0")
-        dump.unlink()
-        return words.split("\0"), dict(
-            pair.split("=", 1) for pair in environment.removesuffix("\0").split("\0")
+        argv, environment = (
+            (dump / name).read_bytes().decode().removesuffix("\0").split("\0")
+            for name in ("argv", "env")
         )
+        return argv, dict(pair.split("=", 1) for pair in environment)
 
     return run_document
 
@@ -180,7 +198,7 @@ names = st.from_regex(r"[A-Z][A-Z0-9_]{0,9}X", fullmatch=True)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@examples(max_examples=8)
+@examples(max_examples=5)
 @given(args=st.lists(words), env=st.dictionaries(names, words))
 @example(args=[*HOSTILE], env={f"V{number}": text for number, text in enumerate(HOSTILE)})
 def test_arguments_and_variables_arrive_byte_for_byte(
@@ -188,24 +206,22 @@ def test_arguments_and_variables_arrive_byte_for_byte(
 ) -> None:
     spec = spec_in(tmp_path, argv=("plugin", *args), env=env)
     argv, environment = run(spec, runtime)
-    assert argv[len(argv) - len(args) :] == args
-    given_env = {
-        "apptainer": [f"APPTAINERENV_{name}={value}" for name, value in env.items()],
-        "podman": [f"--env={name}={value}" for name, value in env.items()],
-    }.get(runtime, [f"{name}={value}" for name, value in env.items()])
-    if runtime in {"apptainer", "bare"}:
-        seen = [f"{name}={value}" for name, value in environment.items()]
-        assert {*given_env} <= {*seen}
+    end = len(argv) - len(args)
+    assert argv[end:] == args
+    if runtime == "bare":  # env(1) has run already
+        assert {**environment, **env} == environment
     else:
-        start = argv.index(given_env[0]) if given_env else 0
-        assert argv[start : start + len(given_env)] == given_env
+        assignments = [f"{name}={value}" for name, value in env.items()]
+        assert argv[end - 1 - len(env) : end] == [*assignments, "plugin"]
 
 
 def test_without_a_container_the_mounts_become_the_real_folders(run: Run, tmp_path: Path) -> None:
     spec = spec_in(
         tmp_path,
-        argv=("plugin", "/share/incoming", "/share/incoming/a/../b", "/share/outgoing/")
-        + ("/share/incoming2", "x/share/incoming", "--in=/share/incoming", "/share"),
+        argv=(
+            *("plugin", "/share/incoming", "/share/incoming/a/../b", "/share/outgoing/"),
+            *("/share/incoming2", "x/share/incoming", "--in=/share/incoming", "/share"),
+        ),
     )
     argv, _ = run(spec, "bare")
     assert argv[1:] == [
@@ -235,23 +251,18 @@ def test_several_workers_without_limits_are_started_too(
     assert not [word for word in argv if "cpus-per-task" in word or word.startswith(" ")]
 
 
-TEXT_FIELDS = [
-    field.name
-    for field in dataclasses.fields(JobSpec)
-    if field.type in {str, "str"} and field.name not in {"folder", "input_dir", "output_dir"}
-]
 ATTACK = "$(touch pwned)`touch pwned`\n#SBATCH --uid=0\n';touch pwned;'\";touch pwned;\""
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("field", TEXT_FIELDS)
-def test_a_hostile_field_runs_nothing_and_adds_no_directive(
-    runtime: str, field: str, run: Run, tmp_path: Path
+def test_hostile_fields_run_nothing_and_add_no_directive(
+    runtime: str, run: Run, tmp_path: Path
 ) -> None:
-    spec = spec_in(tmp_path, argv=("plugin",))
-    hostile = dataclasses.replace(spec, **{field: ATTACK})
-    renderer = Renderer(site=SITE)
-    assert directives(renderer, hostile, runtime) == directives(renderer, spec, runtime)
+    spec = spec_in(tmp_path, argv=("plugin", ATTACK), env={"A": ATTACK}, labels={"a": "b"})
+    hostile = dataclasses.replace(
+        spec, jid=ATTACK, auid=ATTACK, type=ATTACK, image=ATTACK, labels={ATTACK: ATTACK}
+    )
+    assert directives(hostile, runtime) == directives(spec, runtime)
     run(hostile, runtime)
 
 
@@ -259,23 +270,19 @@ def test_a_hostile_field_runs_nothing_and_adds_no_directive(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"labels": {ATTACK: ATTACK}},
-        {"env": {"A": ATTACK}},
-        {"argv": ("plugin", ATTACK)},
+        {"name": ATTACK},
         {"input_dir": f"/tmp/{ATTACK}"},
         {"output_dir": f"/tmp/{ATTACK}"},
         {"folder": f"/tmp/{ATTACK}"},
     ],
 )
-def test_no_value_adds_a_directive(runtime: str, changes: dict[str, Any]) -> None:
-    renderer = Renderer(site=SITE)
-    usual = dataclasses.replace(PLAIN, labels={"a": "b"})
-    hostile = dataclasses.replace(usual, **changes)
-    assert directives(renderer, hostile, runtime) == directives(renderer, usual, runtime)
+def test_a_hostile_name_or_path_adds_no_directive(runtime: str, changes: dict[str, Any]) -> None:
+    hostile = dataclasses.replace(PLAIN, **changes)
+    assert directives(hostile, runtime) == directives(PLAIN, runtime)
 
 
-def directives(renderer: Renderer, spec: JobSpec, runtime: str) -> list[str]:
-    document = renderer.render(spec, "sbatch", runtime).text
+def directives(spec: JobSpec, runtime: str) -> list[str]:
+    document = renderer(runtime).render(spec, "sbatch", runtime).text
     check_syntax(document)
     return [line.split("=")[0] for line in document.splitlines() if line.startswith("#SBATCH")]
 
@@ -308,7 +315,9 @@ def render(tmp_path: Path) -> Render:
         ("{{ job.argv | map('upper') }}", "RUN '1 2' ''"),
         ("{{ job.argv | map('upper') | list }}", "RUN '1 2' ''"),
         ("{{ [] }}", ""),
-        ("{{ job.env | assignments }}", "'A=x y'"),
+        ("{{ job.argv | with_env(job.env) }}", "env 'A=x y' run '1 2' ''"),
+        ("{{ ['a'] | with_env({'B': 1}, A='x', B=2) }}", "env A=x B=1 a"),
+        ("{{ ['a'] | with_env({}) }}", "a"),
         ("{{ 'x y' if false }}", ""),
         ("{{ job.auid | raw }}", "a b"),
         ("{{ 'x ' ~ job.auid }}", "'x a b'"),
@@ -363,7 +372,7 @@ def test_a_template_of_the_operator_goes_before_the_shipped_one(tmp_path: Path) 
         ("{{ job.__init__.__globals__ }}", "line 1: .*unsafe"),
         ("{{ ''['__cl' ~ 'ass__'] }}", "line 1: .*unsafe"),
         ("{{ '{0.__class__}'.format(job) | raw }}", "line 1: .*unsafe"),
-        ("{{ site.update({}) }}", "line 1: .*not safely callable"),
+        ("{{ site.update({}) }}", "line 1: .*unsafe"),
         ("{{ cycler.__init__ }}", "line 1: .*unsafe"),
         ("\n{{ range(10 ** 9) | list }}", "line 2: Range too big"),
         ("\n{% if %}", "mine.sbatch.j2, line 2: "),
@@ -372,12 +381,12 @@ def test_a_template_of_the_operator_goes_before_the_shipped_one(tmp_path: Path) 
         ("{% extends 'nope' %}", "no sbatch template 'nope'; there are: apptainer, bare"),
         ("{% include '../secret' %}", "no sbatch template"),
         ("{{ fail('not ' ~ job.type) }}", "^not ds$"),
-        ("\n\n\"{{ job.auid }}\"", "mine: a value stands inside double quotes in line 3 .*'a b'"),
+        ('\n\n"{{ job.auid }}"', "mine: a value stands inside double quotes in line 3 .*'a b'"),
         ("'{{ job.auid }}'", "inside single quotes in line 1"),
         ("cat <<EOF\n{{ job.auid }}\nEOF", "inside a here-document in line 2"),
         ("x=`echo {{ job.auid }}`", "inside `…` in line 1"),
         ("echo ${{ job.auid }}", "a backslash, a `.` or a `<<` in line 1"),
-        ("\v\n\f\n'{{ job.auid }}'", "inside single quotes in line 3 .*''a b'''"),
+        ("\v\n\f\n'{{ job.auid }}'", "inside single quotes in line 3 .*`''a b''`"),
         ("{% set x %}{{ job.auid }}{% endset %}'{{ x | raw }}'", "inside single quotes"),
         ("{% set x %}{{ job.auid }}{% endset %}{{ x }}", "line 1: .*quoted already.*raw"),
         ("{% filter upper %}{{ job.auid }}{% endfilter %}", "changed by a filter"),
@@ -394,7 +403,7 @@ def test_a_template_that_cannot_be_used_is_told_with_its_place(
 
 @pytest.mark.parametrize("name", ["nope", "../sbatch/bare", "/etc/passwd", "", "bare.sbatch.j2"])
 def test_an_unknown_template_is_told_with_those_that_there_are(name: str) -> None:
-    with pytest.raises(TemplateError, match="there is no sbatch template .* there are: apptainer"):
+    with pytest.raises(TemplateError, match=r"there is no sbatch template .* there are: apptainer"):
         Renderer().render(PLAIN, "sbatch", name)
 
 

@@ -72,8 +72,10 @@ def test_numbers_may_be_strings_of_digits(field: str, value: object, number: int
 @pytest.mark.parametrize("field", ["number_of_workers", "cpu_limit", "memory_limit", "gpu_limit"])
 @pytest.mark.parametrize(
     "value",
-    ["1000m", "200Mi", "", "1.5", "1e3", "1_000", "٣", "0x10", "9" * 5000, "-1"]
-    + [1.5, float("nan"), float("inf"), True, None, [], {}, -1, 2**31, 10**400],
+    [
+        *("1000m", "200Mi", "", "1.5", "1e3", "1_000", "٣", "0x10", "9" * 5000, "-1"),
+        *(1.5, float("nan"), float("inf"), True, None, [], {}, -1, 2**31, 10**400),
+    ],
 )
 def test_what_is_no_whole_number_is_named(field: str, value: object) -> None:
     assert [*wrong_fields(**{field: value})] == [field]

@@ -29,14 +29,14 @@ def wait_for(
 
 
 async def wait_until(
-    condition: Callable[[], Awaitable[T]], timeout: float, what: str, every: float = 0.02
+    condition: Callable[[], Awaitable[T]], seconds: float, what: str, every: float = 0.02
 ) -> T:
     """`wait_for` for a condition that must be awaited."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + seconds
     while True:
         answer = await condition()
         if answer:
             return answer
         if time.monotonic() >= end:
-            raise TimeoutError(f"waited {timeout:g} s for {what}; last answer: {answer!r}")
+            raise TimeoutError(f"waited {seconds:g} s for {what}; last answer: {answer!r}")
         await asyncio.sleep(every)

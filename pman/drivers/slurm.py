@@ -21,6 +21,9 @@ from pman.shell import Result, Shell
 LOG_BYTES = 256 << 10
 """Bytes of a log's tail, at the most."""
 
+ENDS_A_TICK = 500
+"""Jobs whose end is looked up in one tick, at the most; the others keep their state until then."""
+
 _ACCOUNTING_RETRY = 600.0
 """Seconds after which sacct is asked again at a site that said it has no accounting."""
 
@@ -205,7 +208,10 @@ class SlurmDriver:
             else:
                 seen[job.name] = _not_back(job, states.unended(row))
         if over:
-            seen |= self._ends(over)
+            # New ones first: jobs that nobody knows any more must not keep others waiting.
+            order = sorted(over, key=lambda name: over[name][0].missing_since is not None)
+            seen |= {name: Observation(over[name][0].state) for name in order[ENDS_A_TICK:]}
+            seen |= self._ends({name: over[name] for name in order[:ENDS_A_TICK]})
         return seen
 
     def _ends(self, over: Mapping[str, tuple[Job, Row | None]]) -> Mapping[str, Observation]:

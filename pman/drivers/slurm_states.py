@@ -102,6 +102,7 @@ _REASONS: Mapping[str, str] = {
     "QOSJobLimit": "the QOS has as many jobs as it may",
 }
 _OOM = re.compile(r"oom[-_ ]?kill|Out Of Memory|exceeded memory limit", re.IGNORECASE)
+_SIGNALS = {known.value: known.name for known in Signals}
 _EXIT_CODES = {
     126: "exit code 126: the command can't be executed",
     127: "exit code 127: command not found",
@@ -143,7 +144,7 @@ def ended(job: Job, row: Row, evidence: Evidence) -> Observation:
             f"finished, although a part of it ran {memory}" if oom else "finished",
         ),
         "FAILED": (JobState.FAILED, f"{memory}" if oom else _exit_message(code, signal)),
-        "CANCELLED": (JobState.CANCELLED, f"cancelled on the cluster {words}".rstrip()),
+        "CANCELLED": (JobState.CANCELLED, _cancelled(row, words, evidence)),
         "TIMEOUT": (
             JobState.FAILED,
             f"time limit of {ask} min" if ask is not None else "time limit of the partition",
@@ -186,6 +187,14 @@ def left(job: Job, evidence: Evidence) -> Observation | None:
     return ended(job, row, evidence)
 
 
+def _cancelled(row: Row, words: str, evidence: Evidence) -> str:
+    message = f"cancelled on the cluster {words}".rstrip()
+    if row.nodes.strip() and not evidence.owner:
+        # With --no-requeue this is also what becomes of a job that its node can't start.
+        return f"{message} before it began on {row.nodes} (can that node start jobs?)"
+    return message
+
+
 def _memory(job: Job) -> str:
     asked = job.spec.memory_limit
     return "out of memory" + (f" (asked for {asked} MiB)" if asked is not None else "")
@@ -201,10 +210,10 @@ def _exit_code(row: Row, evidence: Evidence) -> tuple[int | None, int]:
 
 
 def _exit_message(code: int | None, signal: int) -> str:
-    if code is not None and code > 128:
+    if code is not None and code - 128 in _SIGNALS:
         signal = code - 128
     if signal:
-        name = next((f" ({known.name})" for known in Signals if known == signal), "")
+        name = f" ({_SIGNALS[signal]})" if signal in _SIGNALS else ""
         return f"killed by signal {signal}{name}"
     if code is None:
         return "failed"

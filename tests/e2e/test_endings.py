@@ -170,6 +170,43 @@ def test_out_of_memory(memory_site: Site, tmp_path: Path, program: str) -> None:
         )
 
 
+def test_out_of_memory_on_two_workers(memory_site: Site, tmp_path: Path) -> None:
+    with memory_site.server(tmp_path) as server:
+        server.post(shell("greedy-pair", memory_hog(500), memory_limit=100, number_of_workers=2))
+        ended = server.wait_end("greedy-pair")
+        assert (ended["status"], ended["message"]) == (
+            "finishedWithError",
+            "out of memory (asked for 100 MiB)",
+        )
+
+
+def test_out_of_memory_without_cgroups(tmp_path: Path) -> None:
+    """Slurm then looks now and then, kills the job, and calls it JobLaunchFailure."""
+    need_lab()
+    watched = (
+        "JobAcctGatherType=jobacct_gather/linux",
+        "JobAcctGatherParams=OverMemoryKill",
+        "JobAcctGatherFrequency=1",
+    )
+    with SlurmLab(extra_conf=watched) as lab, Site(lab).server(tmp_path) as server:
+        hog = "import time; x = bytearray(500 << 20); time.sleep(60)"
+        server.post(job("greedy", "python3", "-c", hog, memory_limit=100))
+        ended = server.wait_end("greedy")
+        assert (ended["status"], ended["message"]) == (
+            "finishedWithError",
+            "out of memory (asked for 100 MiB)",
+        )
+
+
+def test_node_that_cannot_start_jobs(tmp_path: Path) -> None:
+    need_lab()
+    with SlurmLab(extra_conf=["Prolog=/bin/false"]) as lab, Site(lab).server(tmp_path) as server:
+        server.post(shell("stillborn", "true"))
+        ended = server.wait_end("stillborn")
+        assert ended["status"] == "finishedWithError"
+        assert ended["message"].startswith("cancelled on the cluster before it began on node")
+
+
 def test_ignored_limits_let_it_have_the_memory(memory_site: Site, tmp_path: Path) -> None:
     with memory_site.server(tmp_path, IGNORE_LIMITS="yes") as server:
         server.post(shell("modest", memory_hog(60), memory_limit=20))

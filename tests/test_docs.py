@@ -1,0 +1,197 @@
+"""The documentation says what the code does: settings, templates, examples, links."""
+
+import itertools
+import re
+import runpy
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import jinja2
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from pman import request
+from pman.errors import TemplateError
+from pman.jobs import JobSpec
+from pman.rendering import LANGUAGES, Renderer, Site, shipped_templates
+from pman.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+TEMPLATES = sorted(path.name.split(".")[0] for path in shipped_templates().glob("sbatch/*.j2"))
+RUNTIMES = [name for name in TEMPLATES if name != "base"]
+
+
+@dataclass(frozen=True)
+class Fence:
+    """One fenced block of a page."""
+
+    language: str
+    text: str
+
+
+def fences(page: Path) -> list[Fence]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
+    return [Fence(language, text) for language, text in found]
+
+
+def first(page: Path, language: str) -> str:
+    return next(fence.text for fence in fences(page) if fence.language == language)
+
+
+def sources(*names: str) -> str:
+    folder = shipped_templates() / "sbatch"
+    return "\n".join((folder / f"{name}.sbatch.j2").read_text() for name in names)
+
+
+# --- settings.md ---
+
+
+def test_settings_page_is_fresh() -> None:
+    page = runpy.run_path(str(DOCS / "generate_settings.py"))["page"]()
+    assert (DOCS / "settings.md").read_text() == page, "run docs/generate_settings.py"
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_every_setting_is_documented(name: str) -> None:
+    assert f"| `{name.upper()}` |" in (DOCS / "settings.md").read_text()
+
+
+# --- templates.md: what is named ---
+
+
+def vocabulary() -> Iterator[str]:
+    """Every word that a template may use, as templates.md writes it."""
+    environment = jinja2.Environment()
+    ours = Renderer()._environments["sbatch"]
+    yield from sorted(ours.filters.keys() - environment.filters.keys() - {"word"})
+    yield from (f"{name}(reason)" for name in ours.globals.keys() - environment.globals.keys())
+    yield from sorted(set(re.findall(r"{% block (\w+)", sources("base"))))
+    yield from (f"job.{field.name}" for field in fields(JobSpec))
+    properties = [name for name, value in vars(JobSpec).items() if isinstance(value, property)]
+    yield from (f"job.{name}" for name in properties)
+    yield "site.image"
+    yield from RUNTIMES
+
+
+@pytest.mark.parametrize("word", list(vocabulary()))
+def test_every_word_of_templates_is_documented(word: str) -> None:
+    assert f"`{word}`" in (DOCS / "templates.md").read_text()
+
+
+# --- templates.md: the examples ---
+
+
+def examples() -> list[tuple[str, Fence]]:
+    """Each jinja block with the block after it: a part of the document, or the error."""
+    found = fences(DOCS / "templates.md")
+    return [
+        (example.text, after)
+        for example, after in itertools.pairwise(found)
+        if example.language == "jinja"
+    ]
+
+
+def example_spec(settings: Settings) -> JobSpec:
+    spec = request.parse(first(DOCS / "templates.md", "json").encode()).spec(settings)
+    name = "chris-jid-1.5f0c2a9e"
+    return replace(spec, name=name, folder=f"{settings.jobs_folder}/{name}")
+
+
+def render_example(example: str, folder: Path) -> str:
+    (folder / "sbatch").mkdir()
+    (folder / "sbatch" / "example.sbatch.j2").write_text(example)
+    site = Site(yaml.safe_load(first(DOCS / "templates.md", "yaml")))
+    settings = Settings.model_construct(
+        storebase=Path("/data"), timelimit_minutes=90, job_labels={"project": "brain"}
+    )
+    return Renderer(folder, site).render(example_spec(settings), "sbatch", "example").text
+
+
+@pytest.mark.parametrize(("example", "expected"), examples())
+def test_example_renders_as_the_page_says(example: str, expected: Fence, tmp_path: Path) -> None:
+    if expected.language == "text":
+        with pytest.raises(TemplateError) as error:
+            render_example(example, tmp_path)
+        assert str(error.value) == expected.text.strip()
+    else:
+        assert expected.language == "bash"
+        text = render_example(example, tmp_path)
+        assert expected.text in text
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_there_are_examples() -> None:
+    assert len(examples()) > 8
+
+
+@pytest.mark.parametrize("name", sorted(Renderer()._environments["sbatch"].filters.keys()))
+def test_every_filter_has_an_example(name: str) -> None:
+    if name not in jinja2.Environment().filters and name != "word":
+        assert any(re.search(rf"\| {name}\b", example) for example, _ in examples())
+
+
+# --- slurm-site.md ---
+
+
+def site_keys() -> set[str]:
+    """Every key of SITE_FILE that pman or a shipped template knows."""
+    text = sources(*TEMPLATES)
+    listed = re.findall(r"for option in \[(.*?)\]", text)
+    options = set(re.findall(r"'(\w+)'", " ".join(listed)))
+    assert options, "base names the options that become directives in a list"
+    return {*re.findall(r"\bsite\.(\w+)", text), *options, "images", "rules"} - {"image"}
+
+
+def test_site_file_example_has_every_key() -> None:
+    text = first(DOCS / "slurm-site.md", "yaml")
+    assert {key for key in site_keys() if not re.search(rf"^{key}:", text, re.M)} == set()
+
+
+@pytest.mark.parametrize("template", RUNTIMES)
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_site_file_example_renders(template: str, gpus: int, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(first(DOCS / "slurm-site.md", "yaml"))
+    site = Site.load(tmp_path / "site.yaml")
+    spec = example_spec(Settings.model_construct(storebase=Path("/data")))
+    text = Renderer(None, site).render(replace(spec, gpu_limit=gpus), "sbatch", template).text
+    assert ("--partition=gpu" in text) == (gpus > 0)
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_environment_file_example_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = first(DOCS / "slurm-site.md", "ini")
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    (tmp_path / "pman.env").write_text(text)
+    assert isinstance(Settings(_env_file=tmp_path / "pman.env"), BaseModel)  # type: ignore[call-arg]
+    named = set(re.findall(r"^#?([A-Z_]+)=", text, re.M))
+    assert {name for name in named if name.lower() not in Settings.model_fields} == set()
+
+
+# --- links ---
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_resolve(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_languages_of_templates_are_all_documented() -> None:
+    assert set(LANGUAGES) == {"sbatch"}, "docs/templates.md is about sbatch alone"
