@@ -24,10 +24,10 @@ GRACE = 2.0  # for the watchdog's work to be seen, after the time-out
 # What a profile may have set goes first. The command has its own process, so an `exit`, `exec`,
 # `set -e` or trap in it stays there. Beside it waits a watchdog that ends the whole process group
 # at the time-out, also when the line is lost by then: what pman has given up cannot happen hours
-# later. (A `read` from a pipe that nobody writes to: a `sleep` would be left behind each time. Whole
-# seconds: some locales have decimal commas.) bash's own stderr is shut meanwhile: about a killed
-# command it would print the program, arguments and all. The markers are put together by printf, so
-# that a shell that echoes what it reads (`set -v` in a profile) shows none.
+# later. (A `read` from a pipe that nobody writes to: a `sleep` would be left behind each time.
+# Whole seconds: some locales have decimal commas.) bash's own stderr is shut meanwhile: about a
+# killed command it would print the program, arguments and all. The markers are put together by
+# printf, so that a shell that echoes what it reads (`set -v` in a profile) shows none.
 PROGRAM = (
     "{{ set +euvx; trap - DEBUG ERR EXIT; "
     "( read -rt {seconds} <> <(:); kill -KILL 0 ) </dev/null >/dev/null 2>&1 & "

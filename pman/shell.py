@@ -197,7 +197,6 @@ class SSHShell:
             raise exchange.unfinished(_LostLine(why), repeatable) from error
 
     def _connected(self, timeout: float) -> "_Link":
-        self._outage.check()
         if not self._connecting.acquire(timeout=timeout):
             raise Unavailable(f"login node {self.where}: still connecting after {timeout:g} s")
         try:

@@ -346,8 +346,10 @@ def _log_in(hop: Hop, transport: paramiko.Transport) -> None:
             )
     finally:
         agent.close()
+    refused = f"{hop} did not let user {hop.user} in."
+    missing = f"there is no key to log in to {hop} with, as user {hop.user}."
     raise Unavailable(
-        f"{hop} did not let user {hop.user} in. {keys} Check SSH_USER and SSH_KEY_FILE, and that "
+        f"{refused if keys.usable else missing} {keys} Check SSH_USER and SSH_KEY_FILE, and that "
         "the public key is in that account's ~/.ssh/authorized_keys there."
     )
 
@@ -396,8 +398,8 @@ class _Keys:
         return next((key for key in self._held if key.get_base64() in public), None)
 
     def __str__(self) -> str:
+        tried = ", ".join(self.usable) or "none"
         agent = f"an ssh-agent with {len(self._held)} key(s)" if self._held else "no ssh-agent key"
-        tried = ", ".join(self.usable) or "no key at all"
         return " ".join([f"Tried: {tried}; there is {agent}.", *self._problems])
 
 
