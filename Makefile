@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 INSTALLED := $(VENV)/.installed
+CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: help demo test venv lab clean
@@ -38,8 +39,8 @@ lab: $(INSTALLED)
 	@echo "lab: installing the Debian packages that are missing, if any"
 	@$(BIN)/python -m tests.lab install || [ $$? -eq 3 ]
 	@$(BIN)/python -c 'import sys; from tests.lab import problem; sys.exit(problem())' || { \
-	    echo "lab: so the tests that need a real Slurm, sshd or Apptainer (mark: lab) are skipped" >&2; \
 	    [ -z "$${CI:-}" ] || { echo "lab: CI is set: nothing may be skipped" >&2; exit 1; }; \
+	    echo "lab: so the tests that need a real Slurm, sshd or Apptainer are skipped" >&2; \
 	}
 
 # --group needs pip 25.1.
@@ -52,12 +53,12 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 # Debian packs ensurepip, without which a venv has no pip, apart from Python.
 $(BIN)/python:
 	@python=; \
-	for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	for candidate in $(CANDIDATES); do \
 	    if "$$candidate" -c '$(NEW_ENOUGH)' 2> /dev/null; then python=$$candidate; break; fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-	    echo "venv: pman needs Python 3.11 or newer, and found:" \
-	        "$$(python3 --version 2> /dev/null || echo none)." \
+	    echo "venv: pman needs Python 3.11 or newer, and none was found among:" \
+	        "$(CANDIDATES)." \
 	        "Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
 	    exit 1; \
 	fi; \

@@ -59,7 +59,12 @@ class TooLarge(RequestError):
 
 
 class EngineError(PmanError):
-    """What a driver may raise."""
+    """What a driver may raise. ``summary`` is the short form for the ChRIS user, who can't mend it;
+    the message has the details for the operator."""
+
+    def __init__(self, message: str, summary: str = "") -> None:
+        super().__init__(message)
+        self.summary = summary or message
 
 
 class Rejected(EngineError):

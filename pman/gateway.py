@@ -28,7 +28,6 @@ from pman.errors import (
     Conflict,
     EngineError,
     NotFound,
-    PmanError,
     Rejected,
     SettingsError,
     TemplateError,
@@ -64,9 +63,12 @@ T = TypeVar("T")
 class Outage:
     since: datetime
     reason: str
+    """For the operator."""
+    summary: str
+    """For the ChRIS user."""
 
     def __str__(self) -> str:
-        return f"{self.reason} (no answer since {self.since.astimezone():%H:%M:%S})"
+        return f"{self.summary} since {self.since.astimezone():%H:%M:%S}"
 
 
 @dataclass(frozen=True)
@@ -386,11 +388,11 @@ class Gateway:
         for job in await asyncio.to_thread(self._store.update, jobs):
             log.info("%s: %s: %s", job.jid, job.state, job.message)
 
-    def _away(self, error: PmanError) -> None:
+    def _away(self, error: EngineError) -> None:
         if self.outage is None:
             log.warning("the engine is away: %s", error)
         since = self.outage.since if self.outage else datetime.now(UTC)
-        self.outage = Outage(since, str(error))
+        self.outage = Outage(since, str(error), error.summary)
 
     def _back(self) -> None:
         if self.outage is not None:

@@ -178,7 +178,7 @@ def test_markers_are_found_however_the_stream_is_cut(sizes: list[int], limit: in
         output.feed(whole[start : start + size])
         start += size
     body = b"body <t0ken> <t0ken 3 "
-    assert (output.code, output.kept) == (17, body[:limit])
+    assert (output.code, bytes(output.kept)) == (17, body[:limit])
     assert output.truncated == (len(body) > limit)
 
 
@@ -334,7 +334,7 @@ def test_a_server_with_fewer_sessions_is_served_with_fewer(
         assert list(said) == [f"{number}\n".encode() for number in range(32)]
     assert server.logins() == 1
     assert server.most_sessions_at_once() == 3
-    assert server.log.count("no more sessions") < 30  # it is not asked again and again
+    assert server.log.count("no more sessions") < 20  # it is not asked again and again
 
 
 def test_a_server_that_gives_no_session_is_an_outage(own_sshd: Start, connect: Connect) -> None:

@@ -37,6 +37,9 @@ BONE_WINDOW = ("--window-center=300", "--window-width=1500")
 ENDS = ("finishedSuccessfully", "finishedWithError", "undefined")
 IMAGE = "localhost/pl-ctslice:1"
 
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""Like Ctrl-C."""
+
 LOOK = 0.1
 """Seconds between two GETs."""
 REMOVAL = 30.0
@@ -64,6 +67,8 @@ def run(output: Path, *, slurm: bool = False, image: str = "") -> None:
         raise DemoError("--image goes with --slurm: on this machine no container is used")
     _check_ours(output)
     screen = Screen()
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="pman-demo-") as scratch:
             stage = _on_slurm(Path(scratch), image, screen) if slurm else _local(Path(scratch))
@@ -217,10 +222,10 @@ def _keep(ended: Mapping[str, Any], outgoing: Path, output: Path, screen: Screen
 
 
 def _end_at_signals() -> None:
-    """What asyncio.run does for SIGINT: the clean-up runs, then the demo ends."""
+    """As asyncio.run does for SIGINT: the clean-up still has its server and its loop."""
     task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
@@ -280,18 +285,17 @@ async def _follow(
     http: aiohttp.ClientSession, path: str, gateway: Gateway, jid: str, screen: Screen
 ) -> None:
     """Show each state until the last."""
-    shown, outage = 0, ""
+    shown = 0
     while True:
         answer = await _call(http, "GET", path)
         history = await gateway.history(await gateway.get(jid))
         for event in history[shown:]:
             screen.state(event)
         shown = len(history)
-        if answer["message"] not in {outage, *(event.message for event in history)}:
-            outage = answer["message"]
-            screen.text(outage)
         if answer["status"] in ENDS:
             return
+        if gateway.outage is not None:
+            raise DemoError(gateway.outage.reason)
         await asyncio.sleep(LOOK)
 
 
@@ -300,10 +304,11 @@ async def _remove(http: aiohttp.ClientSession, path: str, gateway: Gateway) -> N
     async with http.delete(path):
         pass
     last = asyncio.get_running_loop().time() + REMOVAL
-    while await asyncio.to_thread(gateway._store.removing):
-        if asyncio.get_running_loop().time() > last:
-            why = gateway.outage or "no reason is known"
-            raise DemoError(f"the job could not be removed within {REMOVAL:g} s: {why}")
+    while left := await asyncio.to_thread(gateway._store.removing):
+        if gateway.outage is not None or asyncio.get_running_loop().time() > last:
+            why = gateway.outage.reason if gateway.outage else f"no end within {REMOVAL:g} s"
+            name = left[0].name
+            raise DemoError(f"{why}; the job may be there still: scancel --name={name} ends it")
         await asyncio.sleep(LOOK)
 
 

@@ -75,7 +75,7 @@ exit 0
 """
 )
 
-_OBSERVE = _SQUEUE + "queue\n"
+_QUEUE = _SQUEUE + 'queue "$@"\n'
 
 _EVIDENCE = (
     _SQUEUE
@@ -112,9 +112,7 @@ tail -n "$2" -- "$1/log" | tail -c "$3"
 _REMOVE = r"""
 ids=$1
 shift
-[ -z "$ids" ] || scancel --me $ids || exit
-while [ "$1" != -- ]; do scancel --me --name="$1" || exit; shift; done
-shift
+[ -z "$ids" ] || scancel $ids || exit
 rm -rf -- "$@"
 """
 
@@ -169,7 +167,8 @@ class SlurmDriver:
         if result.code:
             raise Unavailable(
                 f"no script could be written on {self._shell.where}: {_words(result.stderr)}; "
-                "check STOREBASE, JOBS_DIR and the account's rights"
+                "check STOREBASE, JOBS_DIR and the account's rights",
+                "the shared disk can't be written"
             )
         outcomes: dict[str, str | EngineError] = {
             job.name: Unavailable("Slurm's controller could not be reached") for job in jobs
@@ -196,9 +195,7 @@ class SlurmDriver:
         return {name: number for name, number in found.items() if name in wanted}
 
     def observe(self, jobs: Sequence[Job]) -> Mapping[str, Observation]:
-        result = self._shell.run(_OBSERVE, timeout=60, limit=64 << 20)
-        _answered(result, "squeue", self._shell.where)
-        rows = {(row.id, row.name): row for row in _rows(_text(result.stdout), 7)}
+        rows = {(row.id, row.name): row for row in self._queue()}
         seen: dict[str, Observation] = {}
         over: dict[str, tuple[Job, Row | None]] = {}
         for job in jobs:
@@ -213,6 +210,11 @@ class SlurmDriver:
             seen |= {name: Observation(over[name][0].state) for name in order[ENDS_A_TICK:]}
             seen |= self._ends({name: over[name] for name in order[:ENDS_A_TICK]})
         return seen
+
+    def _queue(self, *options: str) -> list[Row]:
+        result = self._shell.run(_QUEUE, *options, timeout=60, limit=64 << 20)
+        _answered(result, "squeue", self._shell.where)
+        return _rows(_text(result.stdout), 7)
 
     def _ends(self, over: Mapping[str, tuple[Job, Row | None]]) -> Mapping[str, Observation]:
         """What became of jobs that squeue does not show as alive."""
@@ -258,14 +260,11 @@ class SlurmDriver:
         return result.stdout.decode(errors="replace")
 
     def remove(self, jobs: Sequence[Job]) -> None:
-        alive = [job for job in jobs if not job.state.final]
+        # By name: ids are used again, and a lost answer can have left a job under an unknown one.
+        alive = [job.name for job in jobs if not job.state.final]
+        ids = [row.id for row in self._queue(f"--name={','.join(alive)}")] if alive else []
         result = self._shell.run(
-            _REMOVE,
-            " ".join(job.engine_id for job in alive if job.engine_id),
-            *(job.name for job in alive if not job.engine_id),
-            "--",
-            *(job.spec.folder for job in jobs),
-            timeout=60 + len(jobs),
+            _REMOVE, " ".join(ids), *(job.spec.folder for job in jobs), timeout=60 + len(jobs)
         )
         if result.code:
             raise Unavailable(f"jobs could not be removed: {_words(result.stderr)}")
@@ -325,7 +324,8 @@ def _answered(result: Result, what: str, where: str) -> None:
     failed = result.code or "error:" in _text(result.stderr)
     if failed or result.truncated:
         words = "its answer is too long" if result.truncated else _words(result.stderr)
-        raise Unavailable(f"{what} does not answer on {where}: {words}")
+        message = f"{what} does not answer on {where}: {words}"
+        raise Unavailable(message, f"{what} does not answer on {where}")
 
 
 def _rows(text: str, fields: int) -> list[Row]:

@@ -80,9 +80,7 @@ _REASONS: Mapping[str, str] = {
     "Dependency": "for another job",
     "Licenses": "for a licence",
     "ReqNodeNotAvail": "the nodes it needs are down or reserved",
-    "Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved_for_jobs_in_higher_priority_partitions": (
-        "the nodes it needs are down or reserved"
-    ),
+    "Nodes required for job are DOWN": "the nodes it needs are down or reserved",
     "PartitionDown": "the partition is closed for now",
     "PartitionInactive": "the partition is closed for now",
     "PartitionTimeLimit": "it asks for more time than the partition allows" + _NEVER,
@@ -111,7 +109,7 @@ _EXIT_CODES = {
 
 def waiting(reason: str) -> str:
     """The message of a job that waits for ``reason``."""
-    why = _REASONS.get(reason)
+    why = _REASONS.get(reason.partition(",")[0].replace("_", " "))
     if why is None:
         limit = re.match(r"(QOS|Assoc)(Max|Grp)", reason)
         why = f"a limit of the {limit[1]}" if limit else ""

@@ -66,6 +66,11 @@ def test_a_state_that_nobody_knows_is_no_end() -> None:
     ("reason", "message"),
     [
         ("Resources", "waiting: Resources (for free nodes)"),
+        (
+            "ReqNodeNotAvail, UnavailableNodes:n[1-2]",
+            "waiting: ReqNodeNotAvail, UnavailableNodes:n[1-2] "
+            "(the nodes it needs are down or reserved)",
+        ),
         ("None", "waiting: Slurm has not looked at it yet"),
         ("QOSMaxJobsPerUserLimit", "waiting: QOSMaxJobsPerUserLimit (a limit of the QOS)"),
         ("AssocGrpCpuLimit", "waiting: AssocGrpCpuLimit (a limit of the Assoc)"),

@@ -32,5 +32,5 @@ def test_slurm_without_ssh(plain_site: Site, tmp_path: Path) -> None:
 def test_account_without_slurm_says_so_and_the_job_waits(plain_site: Site, tmp_path: Path) -> None:
     with plain_site.server(tmp_path, SSH_SHELL="env PATH=/bin/nowhere /bin/bash") as server:
         server.post(shell("early", "true"))
-        found = server.wait_message("early", "no answer since")
+        found = server.wait_message("early", "; last known:")
         assert found["status"] == "notstarted"

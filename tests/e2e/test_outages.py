@@ -1,5 +1,6 @@
 """Nothing is lost, run twice or ended wrongly through crashes and outages."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def test_many_at_once_run_once_each_with_few_calls(plain_site: Site, tmp_path: P
     jids = [f"many-{number}" for number in range(300)]
     lab.clear_calls()
     logins = lab.connections()
+    began = time.monotonic()
     with plain_site.server(tmp_path, POLL_INTERVAL="2") as server:
         for jid in jids:
             server.post(counting(jid, runs))
@@ -41,8 +43,8 @@ def test_many_at_once_run_once_each_with_few_calls(plain_site: Site, tmp_path: P
     assert lab.connections() - logins <= 2
     assert calls["sbatch"] == 300
     assert "engine is away" not in looks
-    # One look a tick: no more than the time it took allows, and far from one a job.
-    assert calls["squeue"] <= 100
+    # One look a tick, whatever the number of jobs; and one more when the first job arrived.
+    assert calls["squeue"] <= (time.monotonic() - began) / 2 + 1
     assert calls["sacct"] <= 2
     assert set(calls) <= {"sbatch", "squeue", "sacct"}
 
@@ -63,7 +65,7 @@ def test_outage_changes_nothing(plain_site: Site, tmp_path: Path, service: str) 
         try:
             server.post(counting("new", runs))
             go.touch()
-            server.wait_message("on", "no answer since")
+            server.wait_message("on", "; last known:")
             seen = {jid: server.get(jid)["status"] for jid in ("over", "on", "new")}
             assert seen == {"over": "started", "on": "started", "new": "notstarted"}
             # 20 s of silence, in which every answer must stay what it was
