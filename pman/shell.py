@@ -262,7 +262,8 @@ class _Outage:
     def _error(self, left: float) -> Unavailable:
         return Unavailable(
             f"login node {self._where} unreachable since {self._since:%H:%M:%S}: "
-            f"{self._why}; next try in {math.ceil(left)} s"
+            f"{self._why}; next try in {math.ceil(left)} s",
+            f"login node {self._where} unreachable",
         )
 
 

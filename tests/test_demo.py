@@ -283,17 +283,16 @@ class Demo:
 
     def leftovers(self) -> list[str]:
         """Temporary files, and processes that were told of the temporary folder."""
-        files = [str(path) for path in self.temporary.rglob("*")]
-        return files + [
-            line.read_bytes().decode(errors="replace")
-            for line in Path("/proc").glob("[0-9]*/cmdline")
-            if str(self.temporary).encode() in _environment(line.with_name("environ"))
+        return [str(path) for path in self.temporary.rglob("*")] + [
+            process.name
+            for process in Path("/proc").glob("[0-9]*")
+            if str(self.temporary).encode() in _environment(process)
         ]
 
 
-def _environment(path: Path) -> bytes:
+def _environment(process: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return (process / "environ").read_bytes()
     except OSError:  # it has ended, or isn't ours to see
         return b""
 

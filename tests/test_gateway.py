@@ -520,9 +520,7 @@ async def test_an_outage_is_told_while_it_lasts_and_no_longer(
     driver.errors["observe"] = Unavailable("login node unreachable")
     job = await until(gateway, lambda job: "unreachable" in job.message, "the outage")
     assert job.state is JobState.RUNNING
-    assert re.fullmatch(
-        r"login node unreachable \(no answer since \d\d:\d\d:\d\d\); last known: runs", job.message
-    )
+    assert re.search(r"unreachable.* since \d\d:\d\d:\d\d.*last known: runs$", job.message)
     assert gateway.outage
     since = gateway.outage.since
     await looks(driver, "observe")

@@ -23,6 +23,7 @@ from aiohttp import web
 from pman.demo.screen import Screen
 from pman.errors import PmanError
 from pman.gateway import Gateway
+from pman.jobs import JobState
 from pman.rendering import Site
 from pman.settings import Settings, load
 from pman.web.app import make_app, make_gateway
@@ -34,11 +35,8 @@ PLUGIN = Path(__file__).with_name("ctslice.py")
 SLICE = "CT_small.dcm"
 PICTURE, STATISTICS = "CT_small.png", "CT_small.json"
 BONE_WINDOW = ("--window-center=300", "--window-width=1500")
-ENDS = ("finishedSuccessfully", "finishedWithError", "undefined")
+ENDS = {state.chris for state in JobState if state.final}
 IMAGE = "localhost/pl-ctslice:1"
-
-SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-"""Like Ctrl-C."""
 
 LOOK = 0.1
 """Seconds between two GETs."""
@@ -65,11 +63,11 @@ def run(output: Path, *, slurm: bool = False, image: str = "") -> None:
         raise DemoError(f"the demo misses {', '.join(missing)}: pip install 'pman[demo]'")
     if image and not slurm:
         raise DemoError("--image goes with --slurm: on this machine no container is used")
-    _check_ours(output)
     screen = Screen()
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
+        _check_ours(output)
         with tempfile.TemporaryDirectory(prefix="pman-demo-") as scratch:
             stage = _on_slurm(Path(scratch), image, screen) if slurm else _local(Path(scratch))
             with stage as there, _folder(there.settings.storage) as folder:
@@ -106,6 +104,7 @@ def _fresh(**values: Any) -> Settings:
 def _local(scratch: Path) -> Iterator[Stage]:
     store = scratch / "store"
     store.mkdir()
+    os.environ["TMPDIR"] = str(scratch)  # the job's own scratch folder goes with the rest
     settings = _fresh(
         container_env="local", storebase=store, state_dir=scratch / "state", poll_interval=LOOK
     )
@@ -119,20 +118,20 @@ def _on_slurm(scratch: Path, image: str, screen: Screen) -> Iterator[Stage]:
     with contextlib.ExitStack() as until_the_end:
         if {"SSH_HOST", "STOREBASE"} & set(os.environ) or Path(".env").exists():
             settings = load(container_env="slurm", state_dir=state, api_token="", remove_jobs=True)
-            image = image or _labs_image(settings)
+            image = image or _known_image(settings)
             if not settings.storage.is_dir():
                 raise DemoError(
                     f"STOREBASE {settings.storage} is not on this machine: the demo puts its slice "
                     "there; run it where the store is mounted"
                 )
         else:
-            lab, images, errors = _lab("slurm"), _lab("images"), _lab("errors")
+            lab = _lab()
             screen.text("Starting a Slurm cluster with a login node; the first time builds it...")
             try:
-                cluster = until_the_end.enter_context(lab.SlurmLab(release="sid"))
-                image = image or str(images.python_image())
-            except (errors.LabError, ValueError) as error:
+                cluster = until_the_end.enter_context(lab.slurm.SlurmLab(release="sid"))
+            except (lab.errors.LabError, ValueError) as error:
                 raise DemoError(f"the cluster can't be started: {error}") from None
+            image = image or _labs_image(lab)
             values = {name.lower(): value for name, value in cluster.settings.items()}
             settings = _fresh(**values | {"state_dir": state, "poll_interval": 0.5})
         if image.startswith("/"):
@@ -145,26 +144,35 @@ def _on_slurm(scratch: Path, image: str, screen: Screen) -> Iterator[Stage]:
         yield Stage(settings, image, ["python3", f"/share/incoming/{PLUGIN.name}"])
 
 
-def _lab(module: str) -> Any:
-    """A module of the tests' lab, which only a checkout has; pman does not depend on it."""
+def _lab() -> Any:
+    """The tests' lab, which only a checkout has; pman does not depend on it."""
     try:
-        reason = importlib.import_module("tests.lab").problem()
-        found = importlib.import_module(f"tests.lab.{module}")
+        lab = importlib.import_module("tests.lab")
+        for name in ("slurm", "images", "errors"):
+            importlib.import_module(f"tests.lab.{name}")
     except ModuleNotFoundError:
         raise DemoError(
             "no cluster is named: set SSH_HOST, STOREBASE and what else `pman serve` needs"
         ) from None
-    if reason:
+    if reason := lab.problem():
         raise DemoError(f"no cluster is named by SSH_HOST and STOREBASE, and {reason}")
-    return found
+    return lab
 
 
-def _labs_image(settings: Settings) -> str:
+def _labs_image(lab: Any) -> str:
+    try:
+        return str(lab.images.python_image())
+    except lab.errors.LabError as error:
+        raise DemoError(f"the image can't be built: {error}") from None
+
+
+def _known_image(settings: Settings) -> str:
+    """An image for a cluster that the user named without one."""
     if "bare" in (settings.template.get("slurm"), settings.template.get("")):
         return IMAGE  # never looked at
-    if settings.ssh_host == "127.0.0.1":
+    if settings.ssh_host == "127.0.0.1":  # `python -m tests.lab up`, as like as not
         with contextlib.suppress(DemoError):
-            return str(_lab("images").python_image())
+            return _labs_image(_lab())
     raise DemoError(
         "give --image: the name of an image with python3, pydicom, numpy, pillow and chris_plugin, "
         "or the path of one (a SIF or a folder) as the nodes see it"
@@ -181,9 +189,10 @@ def _folder(storebase: Path) -> Iterator[Path]:
             path.mkdir()
         from pydicom.data import get_testdata_file
 
-        shutil.copy(str(get_testdata_file(SLICE, download=False)), incoming)
-        shutil.copy(PLUGIN, incoming)
-        folder.chmod(0o755)
+        for source in (str(get_testdata_file(SLICE, download=False)), PLUGIN):
+            Path(shutil.copy(source, incoming)).chmod(0o644)
+        for path in (folder, incoming):
+            path.chmod(0o755)
         if os.geteuid() == 0:
             owner = storebase.stat()
             os.chown(outgoing, owner.st_uid, owner.st_gid)
@@ -197,7 +206,6 @@ def _folder(storebase: Path) -> Iterator[Path]:
 
 async def _play(stage: Stage, folder: Path, screen: Screen) -> dict[str, Any]:
     """The job object as it was at the end."""
-    _end_at_signals()
     job = _job(stage, folder)
     screen.heading("The job, as pfcon posts it")
     screen.job(job)
@@ -210,7 +218,7 @@ def _keep(ended: Mapping[str, Any], outgoing: Path, output: Path, screen: Screen
     """Show how the job ended, and copy what it made into `output`."""
     screen.heading("Its log")
     screen.text(ended["logs"].rstrip())
-    if ended["status"] != "finishedSuccessfully":
+    if ended["status"] != JobState.SUCCEEDED.chris:
         raise DemoError(f"the job is {ended['status']}: {ended['message']}")
     output.mkdir(parents=True, exist_ok=True)
     for name in (PICTURE, STATISTICS):
@@ -219,14 +227,6 @@ def _keep(ended: Mapping[str, Any], outgoing: Path, output: Path, screen: Screen
     screen.statistics(json.loads((output / STATISTICS).read_text()))
     screen.picture(output / PICTURE)
     screen.text(f"\nThe picture is {output / PICTURE}, its statistics {output / STATISTICS}.")
-
-
-def _end_at_signals() -> None:
-    """As asyncio.run does for SIGINT: the clean-up still has its server and its loop."""
-    task = asyncio.current_task()
-    assert task is not None
-    for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 def _job(stage: Stage, folder: Path) -> Mapping[str, Any]:
@@ -272,10 +272,7 @@ async def _through(
         screen.heading(f"What the engine is sent, by the template {document.template}")
         screen.code(document.text, "bash")
         screen.heading("What becomes of it")
-        await _follow(http, path, gateway, job["jid"], screen)
-        # A log's tail is read once a POLL_INTERVAL: this one is from after the end.
-        await asyncio.sleep(gateway.settings.poll_interval)
-        return await _call(http, "GET", path)
+        return await _follow(http, path, gateway, job["jid"], screen)
     finally:
         await _remove(http, path, gateway)
         screen.text("The job is deleted, and its folder with it.")
@@ -283,8 +280,8 @@ async def _through(
 
 async def _follow(
     http: aiohttp.ClientSession, path: str, gateway: Gateway, jid: str, screen: Screen
-) -> None:
-    """Show each state until the last."""
+) -> dict[str, Any]:
+    """Show each state until the last; the job object as it is then."""
     shown = 0
     while True:
         answer = await _call(http, "GET", path)
@@ -293,7 +290,7 @@ async def _follow(
             screen.state(event)
         shown = len(history)
         if answer["status"] in ENDS:
-            return
+            return answer
         if gateway.outage is not None:
             raise DemoError(gateway.outage.reason)
         await asyncio.sleep(LOOK)

@@ -42,9 +42,11 @@ def make_app(gateway: Gateway) -> web.Application:
 
 
 async def _run_gateway(app: web.Application) -> AsyncIterator[None]:
-    await app[GATEWAY].start()
-    yield
-    await app[GATEWAY].stop()
+    try:
+        await app[GATEWAY].start()
+        yield
+    finally:
+        await app[GATEWAY].stop()
 
 
 @routes.get("/health/")

@@ -65,7 +65,10 @@ def test_outage_changes_nothing(plain_site: Site, tmp_path: Path, service: str) 
         try:
             server.post(counting("new", runs))
             go.touch()
-            server.wait_message("on", "; last known:")
+            away = server.wait_message("on", "; last known: running on node")["message"]
+            assert away.startswith(
+                ("login node 127.0.0.1 unreachable since ", "squeue does not answer on 127.0.0.1 ")
+            )
             seen = {jid: server.get(jid)["status"] for jid in ("over", "on", "new")}
             assert seen == {"over": "started", "on": "started", "new": "notstarted"}
             # 20 s of silence, in which every answer must stay what it was
