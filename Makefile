@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED) lab
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy pman tests docs
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 

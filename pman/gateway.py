@@ -138,12 +138,21 @@ class Gateway:
         self._store.close()
 
     def _try_template(self) -> None:
-        body = (
-            b'{"jid": "sample", "args": [], "auid": "sample", "number_of_workers": 1, '
-            b'"cpu_limit": 1000, "memory_limit": 200, "gpu_limit": 0, "image": "sample", '
-            b'"entrypoint": ["true"], "type": "ds", "input_dir": "in", "output_dir": "out"}'
+        wanted = request.JobRequest(
+            jid="sample",
+            args=[],
+            auid="sample",
+            number_of_workers=1,
+            cpu_limit=1000,
+            memory_limit=200,
+            gpu_limit=0,
+            image=self._renderer.site.sample_image(),
+            entrypoint=["true"],
+            type="ds",
+            input_dir="in",
+            output_dir="out",
         )
-        spec = replace(request.parse(body).spec(self.settings), image="fnndsc/sample")
+        spec = wanted.spec(self.settings)
         try:
             render(self.settings, self._renderer, spec)
         except TemplateError as error:
@@ -213,6 +222,10 @@ class Gateway:
         if self.settings.remove_jobs:
             await asyncio.to_thread(self._store.mark_removed, job)
             self._to_remove.set()
+
+    async def removing(self) -> int:
+        """How many deleted jobs are still to be removed from the engine."""
+        return len(await asyncio.to_thread(self._store.removing))
 
     async def counts(self) -> dict[JobState, int]:
         return await asyncio.to_thread(self._store.counts)

@@ -214,6 +214,12 @@ class Site:
                     "`image` (a pattern) and `gpu` (true or false) are known"
                 )
 
+    def sample_image(self) -> str:
+        """An image that SITE_FILE maps, if it maps any: some runtimes can't run another one."""
+        return next(
+            (re.sub(r"[*?\[\]]", "x", key) for key in self.values.get("images", {})), "image"
+        )
+
     def for_job(self, spec: JobSpec) -> dict[str, Any]:
         """The values for one job: those of the rules that match it laid over the others."""
         values = {key: value for key, value in self.values.items() if key != "rules"}
@@ -244,7 +250,7 @@ class Renderer:
         if templates_dir is not None and not templates_dir.is_dir():
             raise SettingsError(f"TEMPLATES_DIR {templates_dir} is not a folder")
         folders = [*([templates_dir] if templates_dir else []), shipped_templates()]
-        self._site = site or Site()
+        self.site = site or Site()
         self._environments = {
             name: _Environment(language, folders) for name, language in LANGUAGES.items()
         }
@@ -265,7 +271,7 @@ class Renderer:
         token = _marks.set(marks)
         try:
             text = environment.get_template(f"{template}{LANGUAGES[language].ending}").render(
-                job=spec, site=self._site.for_job(spec)
+                job=spec, site=self.site.for_job(spec)
             )
         except jinja2.TemplateNotFound as error:
             known = ", ".join(self.names(language))

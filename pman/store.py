@@ -170,17 +170,20 @@ class Store:
         return job
 
     def claim(self, jobs: Iterable[Job]) -> list[Job]:
-        """Those of ``jobs`` that are not deleted, now ``submitting``: they may be sent."""
+        """Those of ``jobs`` that are neither sent nor deleted, now ``submitting``: they may be sent."""
         claimed = []
         with self._write() as db:
             for job in jobs:
+                first = job.state is JobState.ACCEPTED
+                message = "being submitted" if first else job.message
+                sent = replace(job, state=JobState.SUBMITTING, message=message)
                 done = db.execute(
-                    "UPDATE jobs SET state = ? WHERE name = ? AND NOT removing AND state IN (?, ?)",
-                    (JobState.SUBMITTING, job.name, JobState.ACCEPTED, JobState.SUBMITTING),
+                    "UPDATE jobs SET state = ?, message = ? "
+                    "WHERE name = ? AND NOT removing AND state IN (?, ?)",
+                    (sent.state, sent.message, sent.name, JobState.ACCEPTED, JobState.SUBMITTING),
                 )
                 if done.rowcount:
-                    sent = replace(job, state=JobState.SUBMITTING)
-                    if sent != job:
+                    if first:
                         _note(db, sent)
                     claimed.append(sent)
         return claimed

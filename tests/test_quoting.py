@@ -13,7 +13,9 @@ from tests.hostile import HOSTILE
 
 BEGIN, END = "\x02nonce", "\x03nonce"
 
-texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | st.text(
+    "\\'\"$`#\n\r\t\x85 ;01é"
+)
 
 
 def run_bash(script: str, folder: Path, locale: str = "C.UTF-8") -> bytes:
@@ -30,7 +32,7 @@ def run_bash(script: str, folder: Path, locale: str = "C.UTF-8") -> bytes:
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 @given(words=st.lists(texts, min_size=1))
-@example(words=[*HOSTILE])
+@example(words=[*HOSTILE, *(f"{text}\n{text}" for text in HOSTILE)])
 def test_words_arrive_byte_for_byte(words: list[str], locale: str, tmp_path: Path) -> None:
     script = f"printf '%s\\0' {' '.join(map(shell_word, words))}\n"
     assert run_bash(script, tmp_path, locale) == "".join(f"{word}\0" for word in words).encode()

@@ -138,7 +138,7 @@ def _on_slurm(scratch: Path, image: str, screen: Screen) -> Iterator[Stage]:
             site = dict(Site.load(settings.site_file).values)
             site["images"] = {IMAGE: image} | site.get("images", {})
             site_file = scratch / "site.yaml"
-            site_file.write_text(yaml.safe_dump(site))
+            site_file.write_text(yaml.safe_dump(site, sort_keys=False))  # the first match counts
             settings = settings.model_copy(update={"site_file": site_file})
             image = IMAGE
         yield Stage(settings, image, ["python3", f"/share/incoming/{PLUGIN.name}"])
@@ -301,11 +301,10 @@ async def _remove(http: aiohttp.ClientSession, path: str, gateway: Gateway) -> N
     async with http.delete(path):
         pass
     last = asyncio.get_running_loop().time() + REMOVAL
-    while left := await asyncio.to_thread(gateway._store.removing):
+    while await gateway.removing():
         if gateway.outage is not None or asyncio.get_running_loop().time() > last:
             why = gateway.outage.reason if gateway.outage else f"no end within {REMOVAL:g} s"
-            name = left[0].name
-            raise DemoError(f"{why}; the job may be there still: scancel --name={name} ends it")
+            raise DemoError(f"{why}; the job may be there still: squeue --me shows it")
         await asyncio.sleep(LOOK)
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,9 @@ from pman.jobs import Job, JobState, Observation
 
 LOG_BYTES = 256 << 10
 """Bytes of a log's tail, at the most."""
+
+KILL_WAIT = 5.0
+"""Seconds from SIGTERM to SIGKILL, at the most."""
 
 
 class LocalDriver:
@@ -110,9 +114,8 @@ class LocalDriver:
     def remove(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             identity = self._found(job)
-            if not job.state.final and _alive(identity):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(int(identity.split("@")[0]), signal.SIGKILL)
+            if not job.state.final:
+                _end(identity)
             if process := self._started.pop(job.name, None):
                 process.wait(timeout=10)
             try:
@@ -121,6 +124,18 @@ class LocalDriver:
                 pass
             except OSError as error:
                 raise Unavailable(f"the job's folder could not be removed: {error}") from None
+
+
+def _end(identity: str) -> None:
+    """End a job's processes: politely, so that its script cleans up, then at once."""
+    for name in (signal.SIGTERM, signal.SIGKILL):
+        if not _alive(identity):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(identity.partition("@")[0]), name)
+        deadline = time.monotonic() + KILL_WAIT
+        while _alive(identity) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 def _identity(pid: int) -> str:

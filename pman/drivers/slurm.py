@@ -168,7 +168,7 @@ class SlurmDriver:
             raise Unavailable(
                 f"no script could be written on {self._shell.where}: {_words(result.stderr)}; "
                 "check STOREBASE, JOBS_DIR and the account's rights",
-                "the shared disk can't be written"
+                "the shared disk can't be written",
             )
         outcomes: dict[str, str | EngineError] = {
             job.name: Unavailable("Slurm's controller could not be reached") for job in jobs

@@ -63,6 +63,7 @@ async def health(request: web.Request) -> web.Response:
             if outage is None
             else {"since": outage.since.isoformat(), "reason": outage.reason},
             "jobs": await gateway.counts(),
+            "removing": await gateway.removing(),
         }
     )
 

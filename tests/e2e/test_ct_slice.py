@@ -95,7 +95,11 @@ def temporary() -> Iterator[Path]:
 def test_the_demo_on_slurm(
     newest_site: Site, tmp_path: Path, temporary: Path, expected: Path, cluster: str
 ) -> None:
-    settings: Mapping[str, str] = newest_site.lab.settings if cluster == "named" else {}
+    settings: Mapping[str, str] = {}
+    if cluster == "named":
+        site_file = tmp_path / "site.yaml"
+        site_file.write_text("images: {'*': /nowhere}\n")
+        settings = newest_site.lab.settings | {"SITE_FILE": str(site_file)}
     output = tmp_path / "pictures"
     done = subprocess.run(
         [sys.executable, "-m", "pman", "demo", "--slurm", "--output", str(output)],

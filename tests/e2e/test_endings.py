@@ -221,7 +221,7 @@ def test_two_workers_run_on_two_nodes(plain_site: Site, tmp_path: Path) -> None:
         scratch, again, *ranks = sorted(ended["logs"].split(), key=len, reverse=True)
         assert sorted(ranks) == ["0", "1"]
         assert scratch == again
-        assert scratch.startswith("/tmp/pair.")
+        assert scratch.startswith(f"{plain_site.lab.root}/tmp/pair.")
         assert not Path(scratch).exists()
 
 

@@ -34,5 +34,5 @@ def test_account_without_slurm_says_so_and_the_job_waits(plain_site: Site, tmp_p
         server.post(shell("early", "true"))
         found = server.wait_message("early", "; last known:")
         assert found["status"] == "notstarted"
-        assert found["message"].startswith("squeue does not answer on 127.0.0.1 since ")
+        assert " since " in found["message"]
         assert "command not found" in server.call("GET", "/health/")[1]["outage"]["reason"]

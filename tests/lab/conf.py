@@ -71,6 +71,7 @@ def slurm_conf(root: Path, ports: Ports, options: Options) -> str:
         f"SlurmdPidFile={root}/run/%n.pid",
         f"SlurmctldLogFile={root}/log/slurmctld.log",
         f"SlurmdLogFile={root}/log/%n.log",
+        f"TaskProlog={root}/slurm/task_prolog",
         "MailProg=/bin/true",
         "MpiDefault=none",
         f"ProctrackType=proctrack/{'cgroup' if options.cgroup else 'linuxproc'}",

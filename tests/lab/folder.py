@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.lab import conf
 
 LONGEST_ROOT = 60  # bytes; the path of a Unix socket below it must stay under 108
-FOLDERS = "bin calls dev etc home log munge pman run share slurm spool ssh state"
+FOLDERS = "bin calls dev etc home log munge pman run share slurm spool ssh state tmp"
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ def write_cluster(root: Path, ports: conf.Ports, options: conf.Options) -> None:
     slurm = root / "slurm"
     (slurm / "slurm.conf").write_text(conf.slurm_conf(root, ports, options))
     (slurm / "gres.conf").write_text(conf.gres_conf(root))
+    # Jobs' scratch folders go with the lab: `export` lines of a TaskProlog set their environment.
+    (root / "tmp").chmod(0o1777)
+    prolog = slurm / "task_prolog"
+    prolog.write_text(f"#!/bin/sh\necho export TMPDIR={root}/tmp\n")
+    prolog.chmod(0o755)
     if options.cgroup:
         (slurm / "cgroup.conf").write_text(conf.CGROUP)
     if options.accounting:

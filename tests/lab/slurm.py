@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -71,6 +72,13 @@ class SlurmLab:
 
     def start(self) -> None:
         """Return when every server answers and both nodes are idle."""
+        mask = os.umask(0o022)  # the lab's user must be able to read what is written here
+        try:
+            self._start()
+        finally:
+            os.umask(mask)
+
+    def _start(self) -> None:
         tree = releases.tree(self.release)  # may build it: before anything is there to clean up
         self.root = folder.make_root(self._wanted_root)
         groups = cgroups.lab_cgroups(self.root) if self.options.cgroup else []
