@@ -30,7 +30,7 @@ test: $(INSTALLED) lab
 	$(BIN)/ruff format --check
 	$(BIN)/mypy pman tests docs
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 4  # most of the time they wait for Slurm
 
 venv: $(INSTALLED)
 

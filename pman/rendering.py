@@ -213,6 +213,12 @@ class Site:
                     f"{self.source}: rule {number} matches by {sorted(unknown)}; "
                     "`image` (a pattern) and `gpu` (true or false) are known"
                 )
+        rules = [rule["match"] for rule in self.values.get("rules", [])]
+        for pattern in [*self.values.get("images", {}), *(rule.get("image", "") for rule in rules)]:
+            if not isinstance(pattern, str):
+                raise SettingsError(
+                    f"{self.source}: the image pattern {pattern!r} is no text: put it in quotes"
+                )
 
     def sample_image(self) -> str:
         """An image that SITE_FILE maps, if it maps any: some runtimes can't run another one."""

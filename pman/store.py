@@ -170,7 +170,7 @@ class Store:
         return job
 
     def claim(self, jobs: Iterable[Job]) -> list[Job]:
-        """Those of ``jobs`` that are neither sent nor deleted, now ``submitting``: they may be sent."""
+        """Those of ``jobs`` that are neither sent nor deleted; now ``submitting``, to be sent."""
         claimed = []
         with self._write() as db:
             for job in jobs:

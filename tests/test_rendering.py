@@ -440,6 +440,8 @@ def load_site(folder: Path, text: str) -> Site:
         ("rules: [{match: {}, set: {}}, {match: {}}]", "rule 2 must have `match` and `set`"),
         ("rules: [{match: {}, set: {}, x: 1}]", "rule 1 must have `match` and `set`"),
         ("rules: [{match: {cpu: 1}, set: {}}]", r"rule 1 matches by \['cpu'\]"),
+        ("rules: [{match: {image: 5}, set: {}}]", "image pattern 5 is no text"),
+        ("images: {1.5: /x.sif}", "image pattern 1.5 is no text"),
         ("!!python/object/apply:os.system ['touch pwned']", "no valid YAML"),
     ],
 )

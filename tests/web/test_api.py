@@ -279,6 +279,17 @@ async def test_the_bound_holds_for_a_body_of_unknown_length(client: Client) -> N
     assert str(MAX_BODY) in await message(answer, 413)
 
 
+async def test_a_body_over_the_bound_is_not_read_to_its_end(client: Client) -> None:
+    """Nothing more is sent, and the answer comes all the same."""
+    assert client.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    head = "POST /api/v1/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {100 * MAX_BODY}\r\n\r\n".encode() + bytes(MAX_BODY + 1))
+    async with asyncio.timeout(60):
+        assert (await reader.readline()).split()[1] == b"413"
+    writer.close()
+
+
 async def test_all_wrong_fields_are_named_in_one_answer(client: Client) -> None:
     answer = await post(
         client,
