@@ -11,29 +11,21 @@ store says. Blocking calls run in threads; the event loop never blocks.
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import ParamSpec, TypeVar
 
 from pman import request
 from pman.drivers import ENGINES, Driver
-from pman.errors import (
-    Ambiguous,
-    Conflict,
-    EngineError,
-    NotFound,
-    Rejected,
-    SettingsError,
-    TemplateError,
-    Unavailable,
-)
+from pman.errors import Conflict, EngineError, NotFound, Rejected, SettingsError, TemplateError
+from pman.joblogs import JobLogs
 from pman.jobs import Document, Event, Job, JobSpec, JobState, Observation
+from pman.loops import Loop, Outage, Pauses
 from pman.rendering import Renderer
 from pman.settings import Settings
 from pman.store import Store
@@ -41,42 +33,10 @@ from pman.store import Store
 log = logging.getLogger(__name__)
 
 GROUP = 64
-"""Jobs in one submit, at the most: the rest go out with the next one."""
-
-LOG_THREADS = 5
-"""Logs read at a time, at the most: with the three loops, 8 engine calls at a time. The loops have
-threads of their own, so that slow readings of logs never hold them up."""
-
-LONGEST_PAUSE = 30.0
-"""Seconds between two tries during an outage, at the most."""
-
-LOG_SETTLES = timedelta(seconds=60)
-"""How long after its end a job's log may still grow: a shared disk shows writes late."""
-
-LOGS_CACHED = 128
+"""Jobs in one submit or removal, at the most: the rest go with the next one."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Outage:
-    since: datetime
-    reason: str
-    """For the operator."""
-    summary: str
-    """For the ChRIS user."""
-
-    def __str__(self) -> str:
-        return f"{self.summary} since {self.since.astimezone():%H:%M:%S}"
-
-
-@dataclass(frozen=True)
-class _CachedLog:
-    text: str
-    read_at: float
-    whole: bool
-    """Read after the job had ended."""
 
 
 def render(settings: Settings, renderer: Renderer, spec: JobSpec, template: str = "") -> Document:
@@ -95,21 +55,23 @@ class Gateway:
     ) -> None:
         self.settings = settings
         self.engine: str = settings.container_env
-        self.outage: Outage | None = None
         self._store = store
         self._driver = driver
         self._renderer = renderer
         self._accepting = threading.Lock()
-        self._loop_pool = ThreadPoolExecutor(3, thread_name_prefix="loop")
-        self._log_pool = ThreadPoolExecutor(LOG_THREADS, thread_name_prefix="log")
-        self._to_submit = asyncio.Event()
-        self._to_watch = asyncio.Event()
-        self._to_remove = asyncio.Event()
-        self._sending: set[str] = set()
-        self._later: dict[str, tuple[float, float]] = {}  # name: no try before, the last pause
-        self._logs: dict[str, _CachedLog] = {}
-        self._log_locks: dict[str, asyncio.Lock] = {}
+        pause = settings.poll_interval
+        self._submitting = Loop("submit", self._submit, pause)
+        self._watching = Loop("watch", self._watch, pause)
+        self._removing = Loop("remove", self._remove, pause)
+        self._loops = (self._submitting, self._watching, self._removing)
+        for loop in self._loops:
+            loop.on_return = self._hurry
+        self._pool = ThreadPoolExecutor(len(self._loops), thread_name_prefix="loop")
         self._tasks: list[asyncio.Task[None]] = []
+        self._sending: set[str] = set()
+        self._submit_again = Pauses(pause)
+        self._remove_again = Pauses(pause)
+        self._logs = JobLogs(driver, store, settings.job_logs_tail, pause)
 
     async def start(self) -> None:
         """Go on where the last server stopped.
@@ -117,15 +79,7 @@ class Gateway:
         Raises SettingsError when the settings and the template don't go together.
         """
         self._try_template()
-        self._tasks = [
-            asyncio.create_task(self._forever(step, woken))
-            for step, woken in (
-                (self._submit, self._to_submit),
-                (self._watch, self._to_watch),
-                (self._remove, self._to_remove),
-            )
-        ]
-        self._wake()
+        self._tasks = [asyncio.create_task(loop.run()) for loop in self._loops]
 
     async def stop(self) -> None:
         """End the loops; the jobs go on, and the next start finds them."""
@@ -133,9 +87,19 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._driver.close)
-        self._loop_pool.shutdown(wait=True)
-        self._log_pool.shutdown(wait=True)
+        await asyncio.to_thread(self._pool.shutdown)
+        await self._logs.close()
         self._store.close()
+
+    @property
+    def outage(self) -> Outage | None:
+        """The longest one, if there is any."""
+        outages = [loop.outage for loop in self._loops if loop.outage is not None]
+        return min(outages, key=lambda outage: outage.since, default=None)
+
+    def _hurry(self) -> None:
+        for loop in self._loops:
+            loop.hurry()
 
     def _try_template(self) -> None:
         wanted = request.JobRequest(
@@ -167,9 +131,19 @@ class Gateway:
         """
         job = await asyncio.to_thread(self._accept, body)
         if job.state is JobState.ACCEPTED:
-            self._to_submit.set()
-            self._to_remove.set()
+            self._submitting.wake()
+            self._removing.wake()
         return job
+
+    async def preview(self, body: bytes) -> Document:
+        """The document that ``body`` would be sent as; nothing is stored or sent.
+
+        Raises RequestError and its kinds, and TemplateError.
+        """
+        return await asyncio.to_thread(self._preview, body)
+
+    def _preview(self, body: bytes) -> Document:
+        return render(self.settings, self._renderer, request.parse(body).spec(self.settings))
 
     def _accept(self, body: bytes) -> Job:
         wanted = request.parse(body)
@@ -198,13 +172,14 @@ class Gateway:
     async def read(self, jid: str) -> tuple[Job, str]:
         """A job as it is known now, and its log's tail. Raises NotFound."""
         job = await self.get(jid)
-        text = await self._log(job)
+        text = await self._logs.tail(job) if job.engine == self.engine else job.log or ""
         if not job.state.final:
+            sent = job.state in (JobState.QUEUED, JobState.RUNNING)
+            doubt: object = (self._watching if sent else self._submitting).outage
             if job.engine != self.engine:
-                word = f"this server runs jobs on {self.engine}, and this one is on {job.engine}"
-                job = replace(job, message=f"{word}; last known: {job.message}")
-            elif self.outage is not None:
-                job = replace(job, message=f"{self.outage}; last known: {job.message}")
+                doubt = f"this server runs jobs on {self.engine}, and this one is on {job.engine}"
+            if doubt is not None:
+                job = replace(job, message=f"{doubt}; last known: {job.message}")
         return job, text
 
     async def get(self, jid: str) -> Job:
@@ -221,7 +196,7 @@ class Gateway:
         job = await self.get(jid)
         if self.settings.remove_jobs:
             await asyncio.to_thread(self._store.mark_removed, job)
-            self._to_remove.set()
+            self._removing.wake()
 
     async def removing(self) -> int:
         """How many deleted jobs are still to be removed from the engine."""
@@ -230,76 +205,21 @@ class Gateway:
     async def counts(self) -> dict[JobState, int]:
         return await asyncio.to_thread(self._store.counts)
 
-    async def _log(self, job: Job) -> str:
-        if job.log is not None:
-            return job.log
-        cached = self._logs.get(job.name)
-        if not job.engine_id or job.engine != self.engine:
-            return cached.text if cached else ""
-        async with self._log_locks.setdefault(job.name, asyncio.Lock()):
-            cached = self._logs.get(job.name)
-            fresh = cached and time.monotonic() - cached.read_at < self.settings.poll_interval
-            if cached and fresh and cached.whole == job.state.final:
-                return cached.text
-            try:
-                text = await asyncio.get_running_loop().run_in_executor(
-                    self._log_pool, self._driver.logs, job, self.settings.job_logs_tail
-                )
-            except EngineError as error:
-                log.info("the log of %s can't be read now: %s", job.jid, error)
-                return cached.text if cached else ""
-        if job.ended_at is not None and datetime.now(UTC) - job.ended_at > LOG_SETTLES:
-            await asyncio.to_thread(self._store.keep_log, job, text)
-        self._logs.pop(job.name, None)
-        self._logs[job.name] = _CachedLog(text, time.monotonic(), job.state.final)
-        while len(self._logs) > LOGS_CACHED:
-            oldest = next(iter(self._logs))
-            del self._logs[oldest]
-            self._log_locks.pop(oldest, None)
-        return text
-
-    # --- the loops ---
-
-    async def _forever(
-        self, step: Callable[[], Awaitable[float | None]], woken: asyncio.Event
-    ) -> None:
-        """``step`` again and again; it says how long to wait, None: until it is woken."""
-        failures = 0
-        while True:
-            try:
-                wait = await step()
-                failures = 0
-            except (Unavailable, Ambiguous) as error:
-                self._away(error)
-                wait = min(LONGEST_PAUSE, self.settings.poll_interval * 2**failures)
-                failures = min(failures + 1, 10)
-            except Exception:  # a defect must not end the loop: the other jobs need it
-                log.exception("the loop %s met an error that it does not know", step)
-                wait = LONGEST_PAUSE
-            if wait is None:
-                await woken.wait()
-            elif failures:
-                await asyncio.sleep(wait)
-            else:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), wait)
-            woken.clear()
+    # --- the loops' steps: each says how long to wait, None: until it is woken ---
 
     async def _submit(self) -> float | None:
-        now = time.monotonic()
         waiting = await self._mine(JobState.ACCEPTED, JobState.SUBMITTING)
-        names = {job.name for job in waiting}
-        self._later = {name: later for name, later in self._later.items() if name in names}
-        due = [job for job in waiting if self._not_before(job) <= now][:GROUP]
+        self._submit_again.keep({job.name for job in waiting})
+        due = [job for job in waiting if not self._submit_again.left(job.name)][:GROUP]
         if not due:
-            return min(map(self._not_before, waiting)) - now if waiting else None
+            return min((self._submit_again.left(job.name) for job in waiting), default=None)
         names = {job.name for job in due}
         self._sending |= names
         try:
             await self._send(due)
         finally:
             self._sending -= names
-            self._to_remove.set()
+            self._removing.wake()
         return 0.0
 
     async def _send(self, due: Sequence[Job]) -> None:
@@ -307,7 +227,6 @@ class Gateway:
         found: Mapping[str, str] = {}
         if doubtful:
             found = await self._call(self._driver.find, doubtful)
-            self._back()
             known = [job for job in doubtful if job.name in found]
             await self._update([_queued(job, found[job.name]) for job in known])
         claimed = await asyncio.to_thread(
@@ -316,25 +235,17 @@ class Gateway:
         if claimed:
             outcomes = await self._call(self._driver.submit, claimed)
             await self._update([self._outcome(job, outcomes[job.name]) for job in claimed])
-            if any(isinstance(outcome, str) for outcome in outcomes.values()):
-                self._back()
-        self._to_watch.set()
+        self._watching.wake()
 
     def _outcome(self, job: Job, outcome: str | EngineError) -> Job:
         if isinstance(outcome, str):
-            self._later.pop(job.name, None)
             return _queued(job, outcome)
         if isinstance(outcome, Rejected):
             return replace(
                 job, state=JobState.FAILED, message=str(outcome), ended_at=datetime.now(UTC)
             )
-        _, last = self._later.get(job.name, (0.0, self.settings.poll_interval / 2))
-        pause = min(LONGEST_PAUSE, 2 * last)
-        self._later[job.name] = time.monotonic() + pause, pause
+        self._submit_again.again(job.name)
         return replace(job, message=f"waiting: {outcome}")
-
-    def _not_before(self, job: Job) -> float:
-        return self._later.get(job.name, (0.0, 0.0))[0]
 
     async def _watch(self) -> float | None:
         jobs = await self._mine(JobState.QUEUED, JobState.RUNNING)
@@ -342,8 +253,8 @@ class Gateway:
             return None
         began = time.monotonic()
         seen = await self._call(self._driver.observe, jobs)
-        self._back()
-        await self._update([self._seen(job, seen.get(job.name)) for job in jobs])
+        now_known = [self._seen(job, seen.get(job.name)) for job in jobs]
+        await self._update([new for old, new in zip(jobs, now_known, strict=True) if new != old])
         await asyncio.sleep(max(0.0, began + self.settings.poll_interval - time.monotonic()))
         return 0.0
 
@@ -362,7 +273,9 @@ class Gateway:
         since = job.missing_since or now
         unseen = f"not seen on {self.engine} since {since.astimezone():%Y-%m-%d %H:%M:%S}"
         after = self.settings.lost_after
-        if after and (now - since).total_seconds() >= after:
+        # Only time in which the engine answered counts: neither an outage nor a stop of pman's own.
+        asked = max(since, self._watching.working_since or now)
+        if after and (now - asked).total_seconds() >= after:
             return replace(
                 job,
                 state=JobState.LOST,
@@ -373,24 +286,28 @@ class Gateway:
         return replace(job, message=f"{unseen}; its last state stays", missing_since=since)
 
     async def _remove(self) -> float | None:
-        jobs = [
+        deleted = [
             job
             for job in await asyncio.to_thread(self._store.removing)
             if job.engine == self.engine and job.name not in self._sending
-        ][:GROUP]
-        if not jobs:
-            return None
-        if sent := [job for job in jobs if job.state is not JobState.ACCEPTED]:
-            await self._call(self._driver.remove, sent)
-            self._back()
-        await asyncio.to_thread(self._store.forget, jobs)
+        ]
+        self._remove_again.keep({job.name for job in deleted})
+        due = [job for job in deleted if not self._remove_again.left(job.name)][:GROUP]
+        if not due:
+            return min((self._remove_again.left(job.name) for job in deleted), default=None)
+        sent = [job for job in due if job.state is not JobState.ACCEPTED]
+        stay = await self._call(self._driver.remove, sent) if sent else {}
+        for name, reason in stay.items():
+            log.warning("%s can't be removed yet: %s", name, reason)
+            self._remove_again.again(name)
+        await asyncio.to_thread(self._store.forget, [job for job in due if job.name not in stay])
         return 0.0
 
     # --- what the loops share ---
 
     async def _call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(
-            self._loop_pool, lambda: call(*args, **kwargs)
+            self._pool, lambda: call(*args, **kwargs)
         )
 
     async def _mine(self, *states: JobState) -> list[Job]:
@@ -400,22 +317,6 @@ class Gateway:
     async def _update(self, jobs: Sequence[Job]) -> None:
         for job in await asyncio.to_thread(self._store.update, jobs):
             log.info("%s: %s: %s", job.jid, job.state, job.message)
-
-    def _away(self, error: EngineError) -> None:
-        if self.outage is None:
-            log.warning("the engine is away: %s", error)
-        since = self.outage.since if self.outage else datetime.now(UTC)
-        self.outage = Outage(since, str(error), error.summary)
-
-    def _back(self) -> None:
-        if self.outage is not None:
-            log.warning("the engine is back; it was away since %s", self.outage.since)
-            self.outage = None
-            self._wake()
-
-    def _wake(self) -> None:
-        for event in (self._to_submit, self._to_watch, self._to_remove):
-            event.set()
 
 
 def _queued(job: Job, engine_id: str) -> Job:

@@ -198,6 +198,8 @@ class Site:
         ):
             if not isinstance(self.values.get(key, kind()), kind):
                 raise SettingsError(f"{self.source}: `{key}` must look like\n{example}")
+        if "image" in self.values:
+            raise SettingsError(f"{self.source}: `image` is pman's own; map images under `images`")
         for number, rule in enumerate(self.values.get("rules", []), 1):
             if (
                 not isinstance(rule, dict)

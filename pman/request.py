@@ -90,6 +90,8 @@ def _number(value: object) -> object:
 def _not_empty(words: list[str]) -> list[str]:
     if not words:
         raise ValueError(_ENTRYPOINT_EMPTY)
+    if "=" in words[0]:
+        raise ValueError(f"{_short(words[0])} has a '=': env(1) would take it for a variable")
     return words
 
 

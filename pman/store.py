@@ -59,6 +59,12 @@ _COLUMNS = (
     "jid generation name spec content document language template engine engine_id state message "
     "accepted_at started_at ended_at missing_since log"
 ).split()
+_CHANGING = "state message engine_id started_at ended_at missing_since".split()
+"""What ``update`` writes; the rest is written once."""
+
+_LARGE = {"content": "''", "document": "''", "log": "NULL"}
+_LIGHT = ", ".join(f"{_LARGE[name]} AS {name}" if name in _LARGE else name for name in _COLUMNS)
+_UNSENT = (JobState.ACCEPTED, JobState.SUBMITTING)
 
 
 class Store:
@@ -122,9 +128,9 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _read(self, where: str, *values: object) -> list[Job]:
+    def _read(self, where: str, *values: object, columns: str = "*") -> list[Job]:
         with self._lock:
-            rows = self._db.execute(f"SELECT * FROM jobs WHERE {where}", values).fetchall()
+            rows = self._db.execute(f"SELECT {columns} FROM jobs WHERE {where}", values).fetchall()
         return [_job(row) for row in rows]
 
     def get(self, jid: str) -> Job | None:
@@ -133,13 +139,13 @@ class Store:
         return found[0] if found else None
 
     def in_state(self, *states: JobState) -> list[Job]:
-        """The jobs in any of ``states``, oldest first."""
-        marks = ", ".join("?" * len(states))
-        return self._read(f"NOT removing AND state IN ({marks}) ORDER BY accepted_at", *states)
+        """The jobs in any of ``states``, oldest first, without their requests and documents."""
+        where = f"NOT removing AND state IN ({', '.join('?' * len(states))}) ORDER BY accepted_at"
+        return self._read(where, *states, columns=_LIGHT)
 
     def removing(self) -> list[Job]:
         """The jobs that were deleted and are still to be removed from their engine."""
-        return self._read("removing")
+        return self._read("removing", columns=_LIGHT)
 
     def counts(self) -> dict[JobState, int]:
         with self._lock:
@@ -170,22 +176,20 @@ class Store:
         return job
 
     def claim(self, jobs: Iterable[Job]) -> list[Job]:
-        """Those of ``jobs`` that are neither sent nor deleted; now ``submitting``, to be sent."""
+        """Those of ``jobs`` that are neither sent nor deleted, whole; now ``submitting``."""
         claimed = []
         with self._write() as db:
             for job in jobs:
                 first = job.state is JobState.ACCEPTED
                 message = "being submitted" if first else job.message
-                sent = replace(job, state=JobState.SUBMITTING, message=message)
-                done = db.execute(
+                for row in db.execute(
                     "UPDATE jobs SET state = ?, message = ? "
-                    "WHERE name = ? AND NOT removing AND state IN (?, ?)",
-                    (sent.state, sent.message, sent.name, JobState.ACCEPTED, JobState.SUBMITTING),
-                )
-                if done.rowcount:
+                    "WHERE name = ? AND NOT removing AND state IN (?, ?) RETURNING *",
+                    (JobState.SUBMITTING, message, job.name, *_UNSENT),
+                ).fetchall():
+                    claimed.append(_job(row))
                     if first:
-                        _note(db, sent)
-                    claimed.append(sent)
+                        _note(db, claimed[-1])
         return claimed
 
     def update(self, jobs: Iterable[Job]) -> list[Job]:
@@ -197,19 +201,18 @@ class Store:
         changed = []
         with self._write() as db:
             for wanted in jobs:
-                row = db.execute("SELECT * FROM jobs WHERE name = ?", (wanted.name,)).fetchone()
-                if row is None or JobState(row["state"]).final:
+                row = db.execute(
+                    f"SELECT {', '.join(_CHANGING)} FROM jobs WHERE name = ?", (wanted.name,)
+                ).fetchone()
+                if row is None or (state := JobState(row["state"])).final:
                     continue
-                before = _job(row)
-                forward = before.state.may_become(wanted.state)
-                job = wanted if forward else replace(wanted, state=before.state)
-                if replace(job, log=before.log) == before:
+                job = wanted if state.may_become(wanted.state) else replace(wanted, state=state)
+                values = [_column(job, name) for name in _CHANGING]
+                if values == [*row]:
                     continue
-                values = _values(job)
-                del values["log"]  # keep_log's alone
-                sets = ", ".join(f"{name} = ?" for name in values)
-                db.execute(f"UPDATE jobs SET {sets} WHERE name = ?", [*values.values(), job.name])
-                if (job.state, job.message) != (before.state, before.message):
+                sets = ", ".join(f"{name} = ?" for name in _CHANGING)
+                db.execute(f"UPDATE jobs SET {sets} WHERE name = ?", [*values, job.name])
+                if (job.state, job.message) != (state, row["message"]):
                     _note(db, job)
                 changed.append(job)
         return changed
@@ -251,9 +254,13 @@ def _values(job: Job) -> dict[str, Any]:
     }
     for column in _COLUMNS:
         if column not in values:
-            value = getattr(job, column)
-            values[column] = value.timestamp() if isinstance(value, datetime) else value
+            values[column] = _column(job, column)
     return values
+
+
+def _column(job: Job, name: str) -> Any:
+    value = getattr(job, name)
+    return value.timestamp() if isinstance(value, datetime) else value
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -359,10 +359,12 @@ def test_demo_interrupted(demo: Demo, number: signal.Signals) -> None:
 
 
 def test_demo_whose_job_fails(demo: Demo, tmp_path: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "chris_plugin.py").write_text("raise SystemExit('worn out')\n")
-    code, out, err = demo.run(PYTHONPATH=str(tmp_path / "broken"))
-    assert (code, err) == (1, "pman: the job is finishedWithError: exit code 1\n")
+    worn = tmp_path / "ln"  # the job's script makes links
+    worn.write_text("#!/bin/sh\necho worn out; exit 1\n")
+    worn.chmod(0o755)
+    code, out, err = demo.run(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert code == 1
+    assert err.startswith("pman: the job is finishedWithError: the input folder ")
     assert "worn out" in out
     assert demo.leftovers() == []
     assert not demo.output.exists()

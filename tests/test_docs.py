@@ -173,6 +173,20 @@ def test_environment_file_example_is_valid(tmp_path: Path, monkeypatch: pytest.M
     assert {name for name in named if name.lower() not in Settings.model_fields} == set()
 
 
+# --- architecture.md ---
+
+MODULES = sorted(
+    path.name + "/" * path.is_dir()
+    for path in (ROOT / "pman").iterdir()
+    if not path.name.startswith("__")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_has_its_line(name: str) -> None:
+    assert f"`pman/{name}`" in (DOCS / "architecture.md").read_text()
+
+
 # --- links ---
 
 

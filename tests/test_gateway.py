@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from pman.errors import (
     Unavailable,
 )
 from pman.gateway import GROUP, Gateway, render
+from pman.joblogs import JobLogs
 from pman.jobs import Job, JobState, Observation
 from pman.rendering import Renderer
 from pman.settings import Settings
@@ -52,6 +54,9 @@ class ScriptedDriver:
         self.submits: deque[Submit] = deque()
         self.errors: dict[str, EngineError] = {}
         self.text = "log\n"
+        self.stuck: dict[str, str] = {}
+        self.log_gate = threading.Event()
+        self.log_gate.set()
 
     def _begin(self, call: str, jobs: Sequence[Job]) -> None:
         self.calls.append((call, [job.jid for job in jobs]))
@@ -81,12 +86,16 @@ class ScriptedDriver:
 
     def logs(self, job: Job, tail: int) -> str:
         self._begin("logs", [job])
+        self.log_gate.wait(SECONDS)
         return self.text
 
-    def remove(self, jobs: Sequence[Job]) -> None:
+    def remove(self, jobs: Sequence[Job]) -> Mapping[str, str]:
         self._begin("remove", jobs)
+        stay = {job.name: self.stuck[job.jid] for job in jobs if job.jid in self.stuck}
         for job in jobs:
-            self.taken.pop(job.name, None)
+            if job.name not in stay:
+                self.taken.pop(job.name, None)
+        return stay
 
     def close(self) -> None:
         self._begin("close", [])
@@ -704,3 +713,93 @@ async def test_a_job_of_another_engine_is_left_alone(
         assert job.state is JobState.RUNNING
         assert "this server runs jobs on slurm, and this one is on local" in job.message
     assert not any(JID in jids for _, jids in driver.calls)
+
+
+# --- what one trouble does not spread to ---
+
+
+async def test_a_job_that_cannot_be_removed_holds_up_no_other(
+    gateway: Gateway, driver: ScriptedDriver
+) -> None:
+    for jid in ("stuck", "free"):
+        await gateway.accept(body(jid=jid))
+        await in_state(gateway, JobState.QUEUED, jid)
+    driver.stuck["stuck"] = "Operation not permitted"
+    await gateway.delete("stuck")
+    await gateway.delete("free")
+
+    async def one_left() -> bool:
+        return await gateway.removing() == 1
+
+    await wait_until(one_left, SECONDS, "the free job to be removed")
+    assert gateway.outage is None
+    driver.stuck.clear()
+
+    async def none_left() -> bool:
+        return await gateway.removing() == 0
+
+    await wait_until(none_left, SECONDS, "the stuck job to be removed at last")
+
+
+async def test_a_log_that_hangs_is_waited_for_no_longer_than_patience(
+    gateway: Gateway, driver: ScriptedDriver, tmp_path: Path
+) -> None:
+    await gateway.accept(body())
+    job = await in_state(gateway, JobState.QUEUED)
+    store = Store(tmp_path / "other")
+    logs = JobLogs(driver, store, lines=10, fresh=0.1, patience=0.1)
+    driver.log_gate.clear()
+    try:
+        assert await logs.tail(job) == ""
+    finally:
+        driver.log_gate.set()
+
+    async def there() -> bool:
+        return await logs.tail(job) == "log\n"
+
+    await wait_until(there, SECONDS, "the log to be read at last")
+    await logs.close()
+    store.close()
+
+
+async def test_time_without_an_answer_does_not_make_a_job_lost(
+    values: dict[str, Any], driver: ScriptedDriver
+) -> None:
+    driver.observations[JID] = None
+    async with running(Settings(**values | {"lost_after": 1}), driver) as gateway:
+        await gateway.accept(body())
+        missed = await until(gateway, lambda job: job.missing_since, "the job to be missed")
+        driver.errors["observe"] = Unavailable("login node unreachable")
+
+        async def long_ago() -> bool:
+            assert missed.missing_since
+            return datetime.now(UTC) - missed.missing_since > timedelta(seconds=1.5)
+
+        await wait_until(long_ago, SECONDS, "the outage to last")
+        del driver.errors["observe"]
+        back = datetime.now(UTC)
+        lost = await in_state(gateway, JobState.LOST)
+        assert lost.ended_at
+        assert lost.ended_at - back >= timedelta(seconds=1)
+
+
+async def test_an_outage_is_one_outage_whichever_call_fails(
+    gateway: Gateway, driver: ScriptedDriver
+) -> None:
+    """Looking works, submitting does not: `since` stays, and running jobs are not concerned."""
+    await gateway.accept(body(jid="sent"))
+    await in_state(gateway, JobState.QUEUED, "sent")
+    driver.errors["submit"] = Unavailable("the disk is full", "the disk is full")
+    await gateway.accept(body(jid="waits"))
+    first = await until(gateway, lambda job: "the disk is full" in job.message, "it", "waits")
+    before = driver.count("submit")
+
+    async def tried_again() -> bool:
+        return driver.count("submit") > before
+
+    await wait_until(tried_again, SECONDS, "another try")
+    again, _ = await gateway.read("waits")
+    since = first.message.partition(";")[0]
+    assert again.message.startswith(since)
+    sent, _ = await gateway.read("sent")
+    assert "the disk is full" not in sent.message

@@ -90,6 +90,18 @@ async def test_a_job_reads_its_input_and_leaves_its_output(
     assert job["logs"].endswith("hello\nerr\n")
 
 
+async def test_a_plugin_does_not_get_the_servers_environment(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_TOKEN", "secret-of-the-server")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    job = await run(client, script_job("env"))
+    assert job["status"] == "finishedSuccessfully"
+    assert "PATH=" in job["logs"]
+    assert "secret-of-the-server" not in job["logs"]
+    assert "SLURM_JOB_ID" not in job["logs"]
+
+
 @pytest.mark.parametrize(
     ("script", "message"),
     [

@@ -121,7 +121,7 @@ DUMP = """#!/bin/bash
 argv=("$0" "$@")
 if [ "${0##*/}" = srun ]; then
     while [[ $1 = -* ]]; do shift; done
-    case $1 in mkdir | rm) exec "$@" ;; esac
+    case "$1 $2" in "bash -c" | "rm -rf") exec "$@" ;; esac
 fi
 printf '%s\\0' "${argv[@]}" > "$DUMP/argv"
 env -0 > "$DUMP/env"

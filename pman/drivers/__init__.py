@@ -34,8 +34,11 @@ class Driver(Protocol):
         """The last ``tail`` lines that the job wrote, stdout and stderr, in a bounded number of
         bytes."""
 
-    def remove(self, jobs: Sequence[Job]) -> None:
-        """End the jobs if they have not ended, and remove what is theirs alone. Repeatable."""
+    def remove(self, jobs: Sequence[Job]) -> Mapping[str, str]:
+        """End the jobs if they have not ended, and remove what is theirs alone. Repeatable.
+
+        For each name that has something left: why.
+        """
 
     def close(self) -> None:
         """Let go of connections; jobs go on."""

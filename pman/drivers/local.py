@@ -25,6 +25,10 @@ KILL_WAIT = 5.0
 """Seconds from SIGTERM to SIGKILL, at the most."""
 
 
+# pman's own environment holds its settings, secrets among them.
+_INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+
+
 class LocalDriver:
     """Runs ``bare`` documents."""
 
@@ -53,6 +57,7 @@ class LocalDriver:
                 process = subprocess.Popen(
                     ["bash", str(script)],
                     cwd=folder,
+                    env={name: os.environ[name] for name in _INHERITED if name in os.environ},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -111,7 +116,8 @@ class LocalDriver:
             raise Unavailable(f"the log can't be read: {error}") from None
         return b"".join(lines[-tail:] if tail else []).decode(errors="replace")
 
-    def remove(self, jobs: Sequence[Job]) -> None:
+    def remove(self, jobs: Sequence[Job]) -> Mapping[str, str]:
+        stay = {}
         for job in jobs:
             identity = self._found(job)
             if not job.state.final:
@@ -123,7 +129,8 @@ class LocalDriver:
             except FileNotFoundError:
                 pass
             except OSError as error:
-                raise Unavailable(f"the job's folder could not be removed: {error}") from None
+                stay[job.name] = str(error)
+        return stay
 
 
 def _end(identity: str) -> None:

@@ -113,7 +113,10 @@ _REMOVE = r"""
 ids=$1
 shift
 [ -z "$ids" ] || scancel $ids || exit
-rm -rf -- "$@"
+for folder; do
+    why=$(rm -rf -- "$folder" 2>&1) || printf '%s\037%s\036' "${folder##*/}" "$why"
+done
+exit 0
 """
 
 # What sbatch says, and what it means; the first that fits. Anything else is a refusal.
@@ -259,7 +262,7 @@ class SlurmDriver:
         )
         return result.stdout.decode(errors="replace")
 
-    def remove(self, jobs: Sequence[Job]) -> None:
+    def remove(self, jobs: Sequence[Job]) -> Mapping[str, str]:
         # By name: ids are used again, and a lost answer can have left a job under an unknown one.
         alive = [job.name for job in jobs if not job.state.final]
         ids = [row.id for row in self._queue(f"--name={','.join(alive)}")] if alive else []
@@ -267,7 +270,9 @@ class SlurmDriver:
             _REMOVE, " ".join(ids), *(job.spec.folder for job in jobs), timeout=60 + len(jobs)
         )
         if result.code:
-            raise Unavailable(f"jobs could not be removed: {_words(result.stderr)}")
+            raise Unavailable(f"scancel does not answer: {_words(result.stderr)}")
+        records = _text(result.stdout).split(_RECORD)[:-1]
+        return dict(record.split(_FIELD, 1) for record in records)
 
 
 def _end(job: Job, queued: Row | None, accounted: Row | None, left: Evidence) -> Observation | None:

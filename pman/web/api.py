@@ -56,6 +56,16 @@ async def post_job(request: web.Request) -> web.Response:
         body = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise TooLarge(f"the body is too large: {MAX_BODY} bytes are the most") from None
+    if request.query.get("dry_run") in ("true", "1", "yes"):
+        document = await request.app[GATEWAY].preview(body)
+        return web.json_response(
+            {
+                "document": document.text,
+                "language": document.language,
+                "template": document.template,
+                "verdict": None,
+            }
+        )
     job = await request.app[GATEWAY].accept(body)
     return web.json_response(job_object(job, ""), status=201)
 

@@ -88,6 +88,18 @@ async def test_get_answers_200_with_the_job_and_its_logs(
     assert job["logs"]
 
 
+async def test_a_dry_run_answers_the_document_and_stores_nothing(client: Client) -> None:
+    answer = await client.post("/api/v1/?dry_run=true", json=job_body(entrypoint=["echo"]))
+    assert answer.status == 200
+    shown = await answer.json()
+    assert [*shown] == ["document", "language", "template", "verdict"]
+    assert (shown["language"], shown["template"], shown["verdict"]) == ("sbatch", "bare", None)
+    assert shown["document"].startswith("#!/bin/bash\n#SBATCH --job-name=chris-jid-1.")
+    assert (await client.get(f"/api/v1/{JID}/")).status == 404
+    wrong = await client.post("/api/v1/?dry_run=true", json=job_body(cpu_limit="1000m"))
+    assert [*await message(wrong, 400)] == ["cpu_limit"]
+
+
 async def test_delete_answers_204_without_a_body(client: Client) -> None:
     await post(client)
     answer = await client.delete(f"/api/v1/{JID}/")
