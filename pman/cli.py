@@ -15,6 +15,7 @@ from pman.rendering import Renderer, Site
 from pman.settings import load
 from pman.web.app import make_app, make_gateway
 
+log = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -39,10 +40,12 @@ def serve(
     try:
         jobs = make_gateway(load())
         if jobs.engine == "local":
-            logging.getLogger(__name__).warning(
+            log.warning(
                 "CONTAINER_ENV=local runs each job on this machine, without a container and "
                 "without limits: it is for trying things, not for users"
             )
+        where = jobs.settings.ssh_host or "this machine"
+        log.info("pman runs jobs on %s of %s, listening on %s:%d", jobs.engine, where, host, port)
         web.run_app(make_app(jobs), host=host, port=port, print=None, shutdown_timeout=10)
     except PmanError as error:
         fail(error)

@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from pman.rendering import Renderer
 from pman.settings import Settings
 from pman.store import Store
 from tests.conftest import Client, StartServer, job_body
-from tests.sshd import free_port
+from tests.e2e.server import Server
 from tests.waiting import wait_for, wait_until
 
 SECONDS = 60
@@ -282,30 +280,26 @@ async def test_with_remove_jobs_no_nothing_is_removed(
 # --- crashes ---
 
 
-def serve_until_started(values: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> None:
+def serve_until_started(
+    values: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]], log: Path
+) -> None:
     """A server of its own that takes the jobs and is killed once they run."""
-    port = free_port()
-    environment = {name.upper(): str(value) for name, value in values.items()}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "pman", "serve", "--port", str(port)],
-        env=os.environ | environment | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        stderr=subprocess.DEVNULL,
-    )
+    server = Server({name.upper(): str(value) for name, value in values.items()}, log)
+    server.start()
     try:
         for body in jobs:
-            wait_for(partial(posted, port, body), SECONDS, "the server to take a job")
+            server.post(body)
         for body in jobs:
-            wait_for(partial(started, port, body["jid"]), SECONDS, f"{body['jid']} to start")
+            server.wait_status(body["jid"], "started")
     finally:
-        server.kill()
-        server.wait()
+        server.stop(kill=True)
 
 
 async def test_jobs_outlive_a_killed_server_and_the_next_one_finds_them(
     serve: StartServer, values: dict[str, Any], settings: Settings, tmp_path: Path
 ) -> None:
     first, second = (script_job(WAITS, tmp_path / jid, jid=jid) for jid in ("first", "second"))
-    serve_until_started(values, [first, second])
+    serve_until_started(values, [first, second], tmp_path / "pman.log")
     (tmp_path / "first").touch()
     (folder,) = settings.jobs_folder.glob("first.*")
     wait_for((folder / "exit").exists, SECONDS, "the first job to end without a server")
@@ -318,22 +312,6 @@ async def test_jobs_outlive_a_killed_server_and_the_next_one_finds_them(
     assert (await wait_status(client, "finishedSuccessfully", jid="second"))["logs"].endswith(
         "over\n"
     )
-
-
-def posted(port: int, body: Mapping[str, Any]) -> bool:
-    return curl(port, "", "--json", json.dumps(body)) is not None
-
-
-def started(port: int, jid: str) -> bool:
-    job = curl(port, f"{jid}/")
-    return job is not None and job["status"] == "started"
-
-
-def curl(port: int, path: str, *options: str) -> dict[str, Any] | None:
-    url = f"http://127.0.0.1:{port}/api/v1/{path}"
-    done = subprocess.run(["curl", "-sf", *options, url], capture_output=True, check=False)
-    answer: dict[str, Any] | None = json.loads(done.stdout) if done.returncode == 0 else None
-    return answer
 
 
 def crashed_while_submitting(settings: Settings, body: Mapping[str, Any]) -> Job:

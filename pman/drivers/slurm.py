@@ -265,7 +265,8 @@ class SlurmDriver:
     def remove(self, jobs: Sequence[Job]) -> Mapping[str, str]:
         # By name: ids are used again, and a lost answer can have left a job under an unknown one.
         alive = [job.name for job in jobs if not job.state.final]
-        ids = [row.id for row in self._queue(f"--name={','.join(alive)}")] if alive else []
+        rows = self._queue(f"--name={','.join(alive)}") if alive else []
+        ids = [row.id for row in rows if row.state not in states.ENDED]
         result = self._shell.run(
             _REMOVE, " ".join(ids), *(job.spec.folder for job in jobs), timeout=60 + len(jobs)
         )

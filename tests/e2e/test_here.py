@@ -25,7 +25,9 @@ def test_slurm_without_ssh(plain_site: Site, tmp_path: Path) -> None:
         server.post(shell("gone", "sleep 600"))
         server.wait_status("gone", "started")
         server.delete("gone")
-        wait_for(lambda: not lab.run("squeue", "-h").stdout, 30, "an empty queue")
+        wait_for(
+            lambda: "gone." not in lab.run("squeue", "-h", "-o", "%j").stdout, 30, "scancel's work"
+        )
     assert lab.connections() == logins
 
 

@@ -21,6 +21,8 @@ PACKAGES = (
     "openssh-client",
     "mariadb-server",  # behind slurmdbd
     "mmdebstrap",  # root folders of newer releases, and container images
+    "mount",  # with tzdata, in every Debian but the smallest
+    "tzdata",
     "charliecloud-runtime",  # the one container engine of HPC that Debian 12 packages
 )
 
