@@ -543,7 +543,8 @@ def test_waiting_for_somebody_elses_attempt_has_an_end(
             wait_for(lambda: server.accepted, "the attempt")
             with pytest.raises(Unavailable, match="still connecting after 1 s"):
                 shell.run("true", timeout=1, repeatable=False)
-            assert "does not answer" in str(first.exception())
+            # paramiko's own time-out or ours: they are equally long
+            assert re.search("does not answer|protocol banner", str(first.exception()))
     finally:
         shell.close()
         server.stop()

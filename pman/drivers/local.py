@@ -89,7 +89,7 @@ class LocalDriver:
         process = self._started.get(job.name)
         alive = process.poll() is None if process else _alive(job.engine_id)
         evidence = Evidence(exit=_read(folder / "exit"), reason=_read(folder / "reason"))
-        if evidence.code is None and alive:
+        if alive:  # it may have left its exit code and be about to go
             return Observation(JobState.RUNNING, "running", started_at=_changed(folder / "lock"))
         self._started.pop(job.name, None)
         row = Row(job.engine_id, job.name, "FAILED")

@@ -132,12 +132,19 @@ class Server:
     def wait_status(self, jid: str, *wanted: str, timeout: float = 60) -> dict[str, Any]:
         """The job once it has one of the statuses."""
 
-        def there() -> dict[str, Any] | None:
+        found: dict[str, Any] = {}
+
+        def there() -> bool:
+            nonlocal found
             found = self.get(jid)
             assert found["status"] in wanted or found["status"] not in END, found
-            return found if found["status"] in wanted else None
+            return found["status"] in wanted
 
-        return wait_for(there, timeout, f"{jid} to be {' or '.join(wanted)}", every=0.05) or {}
+        try:
+            wait_for(there, timeout, f"{jid} to be {' or '.join(wanted)}", every=0.05)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: {found}\n{self.log.read_text()[-5000:]}") from None
+        return found
 
     def wait_message(self, jid: str, text: str, timeout: float = 60) -> dict[str, Any]:
         """The job once its message holds ``text``."""
