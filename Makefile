@@ -1,5 +1,6 @@
 # make demo   set-up, then a demonstration on this machine
 # make test   set-up, the packages of the test lab, then every check
+# make lowest the tests that need no lab, with the oldest packages that pyproject.toml allows
 # make venv   set-up alone: .venv with pman, the demo's and the developers' packages
 # make clean  removes .venv and the tools' caches
 #
@@ -12,12 +13,13 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 INSTALLED := $(VENV)/.installed
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test venv lab clean
+.PHONY: help demo test lowest venv lab clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -31,6 +33,15 @@ test: $(INSTALLED) lab
 	$(BIN)/mypy pman tests docs
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 4  # most of the time they wait for Slurm
+
+lowest: $(INSTALLED)
+	@echo "lowest: installing the oldest packages allowed into $(OLDEST)"
+	@$(PIP) install uv
+	@$(BIN)/uv --quiet venv --clear $(OLDEST) --python $(BIN)/python
+	@$(BIN)/uv --quiet pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+	    --editable '.[demo]' --group dev
+	$(OLDEST)/bin/python -m pytest -n 4 -p no:cacheprovider -m 'not lab' \
+	    --ignore tests/lab --ignore tests/test_wheel.py
 
 venv: $(INSTALLED)
 
@@ -80,4 +91,4 @@ $(BIN)/python:
 	"$$python" -m venv --clear $(VENV)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
