@@ -29,7 +29,7 @@ GRACE = 2.0  # for the watchdog's work to be seen, after the time-out
 # killed command it would print the program, arguments and all. The markers are put together by
 # printf, so that a shell that echoes what it reads (`set -v` in a profile) shows none.
 PROGRAM = (
-    "{{ set +euvx; trap - DEBUG ERR EXIT; "
+    "{{ set +euvxCfT; trap - DEBUG ERR EXIT RETURN; unalias -a; IFS=$' \\t\\n'; "
     "( read -rt {seconds} <> <(:); kill -KILL 0 ) </dev/null >/dev/null 2>&1 & "
     "printf '<%s>' {token}; printf '<%s>' {token} >&2; exec 3>&2 2>/dev/null; "
     "( exec 2>&3 3>&-; set -- {args}; eval {script} ); "

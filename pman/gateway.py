@@ -69,6 +69,7 @@ class Gateway:
         self._pool = ThreadPoolExecutor(len(self._loops), thread_name_prefix="loop")
         self._tasks: list[asyncio.Task[None]] = []
         self._sending: set[str] = set()
+        self._missed: dict[str, float] = {}  # since when, in time.monotonic()
         self._submit_again = Pauses(pause)
         self._remove_again = Pauses(pause)
         self._logs = JobLogs(driver, store, settings.job_logs_tail, pause)
@@ -252,15 +253,20 @@ class Gateway:
         if not jobs:
             return None
         began = time.monotonic()
-        seen = await self._call(self._driver.observe, jobs)
+        try:
+            seen = await self._call(self._driver.observe, jobs)
+        except EngineError:
+            self._missed.clear()
+            raise
         now_known = [self._seen(job, seen.get(job.name)) for job in jobs]
         await self._update([new for old, new in zip(jobs, now_known, strict=True) if new != old])
-        await asyncio.sleep(max(0.0, began + self.settings.poll_interval - time.monotonic()))
+        await self._pace(began)
         return 0.0
 
     def _seen(self, job: Job, seen: Observation | None) -> Job:
         now = datetime.now(UTC)
         if seen is not None:
+            self._missed.pop(job.name, None)
             return replace(
                 job,
                 state=seen.state,
@@ -273,9 +279,9 @@ class Gateway:
         since = job.missing_since or now
         unseen = f"not seen on {self.engine} since {since.astimezone():%Y-%m-%d %H:%M:%S}"
         after = self.settings.lost_after
-        # Only time in which the engine answered counts: neither an outage nor a stop of pman's own.
-        asked = max(since, self._watching.working_since or now)
-        if after and (now - asked).total_seconds() >= after:
+        # Only time in which the engine answered counts: no outage, no stop of pman, no new clock.
+        first = self._missed.setdefault(job.name, time.monotonic())
+        if after and time.monotonic() - first >= after:
             return replace(
                 job,
                 state=JobState.LOST,
@@ -296,11 +302,13 @@ class Gateway:
         if not due:
             return min((self._remove_again.left(job.name) for job in deleted), default=None)
         sent = [job for job in due if job.state is not JobState.ACCEPTED]
+        began = time.monotonic()
         stay = await self._call(self._driver.remove, sent) if sent else {}
         for name, reason in stay.items():
             log.warning("%s can't be removed yet: %s", name, reason)
             self._remove_again.again(name)
         await asyncio.to_thread(self._store.forget, [job for job in due if job.name not in stay])
+        await self._pace(began)
         return 0.0
 
     # --- what the loops share ---
@@ -309,6 +317,10 @@ class Gateway:
         return await asyncio.get_running_loop().run_in_executor(
             self._pool, lambda: call(*args, **kwargs)
         )
+
+    async def _pace(self, began: float) -> None:
+        """Until POLL_INTERVAL after ``began``: the engine is not asked more often."""
+        await asyncio.sleep(max(0.0, began + self.settings.poll_interval - time.monotonic()))
 
     async def _mine(self, *states: JobState) -> list[Job]:
         jobs = await asyncio.to_thread(self._store.in_state, *states)

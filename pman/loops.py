@@ -40,8 +40,6 @@ class Loop:
     ) -> None:
         self.name = name
         self.outage: Outage | None = None
-        self.working_since: datetime | None = None
-        """Since when each step has worked; None: the last one did not, or there was none yet."""
         self.on_return: Callable[[], None] = lambda: None
         self._step = step
         self._pauses = Pauses(pause)
@@ -74,10 +72,8 @@ class Loop:
             log.warning("%s: the engine is away: %s", self.name, error)
         since = self.outage.since if self.outage else datetime.now(UTC)
         self.outage = Outage(since, str(error), error.summary)
-        self.working_since = None
 
     def _works(self) -> None:
-        self.working_since = self.working_since or datetime.now(UTC)
         if self.outage is not None:
             log.warning("%s: the engine is back, away since %s", self.name, self.outage.since)
             self.outage = None

@@ -9,7 +9,7 @@ import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pman.drivers import slurm_states as states
@@ -21,8 +21,11 @@ from pman.shell import Result, Shell
 LOG_BYTES = 256 << 10
 """Bytes of a log's tail, at the most."""
 
-ENDS_A_TICK = 500
-"""Jobs whose end is looked up in one tick, at the most; the others keep their state until then."""
+BATCH = 500
+"""Jobs whose end is asked for in one call of sacct, at the most."""
+
+DISK_LAGS = timedelta(seconds=60)
+"""How long a shared disk may take to show on the login node what a compute node wrote."""
 
 _ACCOUNTING_RETRY = 600.0
 """Seconds after which sacct is asked again at a site that said it has no accounting."""
@@ -31,7 +34,14 @@ _SBATCH_SECONDS = 60
 _FIELD, _RECORD = "\x1f", "\x1e"
 
 # A control character as delimiter: no job's name or comment can hold one here.
-_SQUEUE = r"""
+_CLEAN = r"""
+# What the account's profile sets for people's own jobs is not for these.
+unset "${!SBATCH_@}" "${!SQUEUE_@}" "${!SACCT_@}" "${!SCANCEL_@}"
+"""
+
+_SQUEUE = (
+    _CLEAN
+    + r"""
 export SLURM_TIME_FORMAT=%s
 queue() {
     squeue --noheader --me --states=all "$@" --format=$'%i\037%j\037%T\037%r\037%S\037%e\037%N'
@@ -41,22 +51,32 @@ account() {
         --format=JobIDRaw,JobName,State,Reason,Start,End,NodeList,ExitCode 2>&1
 }
 """
+)
 
-_SUBMIT = r"""
+_SUBMIT = (
+    _CLEAN
+    + r"""
 storebase=$1 seconds=$2
 shift 2
-[ -d "$storebase" ] || { echo "there is no folder $storebase" >&2; exit 1; }
+# An empty one is a disk that is not mounted: ChRIS's data would be there.
+if [ -z "$(find "$storebase" -mindepth 1 -maxdepth 1 -print -quit)" ]; then
+    echo "$storebase is not there, or empty: is the disk mounted?" >&2
+    exit 1
+fi
+err=$(mktemp) || exit
+trap 'rm -f -- "$err"' EXIT
 # For these folders alone: sbatch hands its own umask on to the job.
 (umask 077 && mkdir -p -- "$@" && tar --absolute-names --extract --file=-) || exit
 for folder; do
-    id=$(timeout "$seconds" sbatch --parsable "$folder/script" 2> "$folder/sbatch" < /dev/null)
+    id=$(timeout "$seconds" sbatch --parsable "$folder/script" 2> "$err" < /dev/null)
     code=$?
-    words=$(head -c 4000 -- "$folder/sbatch")
+    words=$(head -c 4000 -- "$err" | tr -d '\036\037')
     printf '%s\037%s\037%s\037%s\036' "${folder##*/}" "$code" "$id" "$words"
     case $words in *'Unable to contact slurm controller'*) break ;; esac
 done
 exit 0
 """
+)
 
 _FIND = (
     _SQUEUE
@@ -68,8 +88,8 @@ printf '\036'
 account --name="$names" --starttime="now-${since}"
 printf '\036'
 for folder; do
-    owner=$(cat -- "$folder/lock/owner" 2> /dev/null)
-    [ -z "$owner" ] || printf '%s\037%s\n' "${folder##*/}" "$owner"
+    owner=$(head -c 40 -- "$folder/lock/owner" 2> /dev/null | head -n 1)
+    printf '%s\037%s\n' "${folder##*/}" "$owner"
 done
 exit 0
 """
@@ -80,8 +100,8 @@ _QUEUE = _SQUEUE + 'queue "$@"\n'
 _EVIDENCE = (
     _SQUEUE
     + r"""
-storebase=$1 ids=$2
-shift 2
+ids=$1
+shift
 if [ -n "$ids" ]; then
     account --jobs="$ids"
     printf '\036%s' "$?"
@@ -89,9 +109,9 @@ else
     printf '\036'
 fi
 printf '\036'
-[ -d "$storebase" ] || exit 0
 part() { [ ! -f "$1" ] || head -c 1000 -- "$1" | tr -d '\036\037'; printf '\037'; }
 for folder; do
+    [ -d "$folder" ] || continue  # pman made it: the disk that it is on is away
     printf '%s\037' "${folder##*/}"
     part "$folder/exit"
     part "$folder/lock/owner"
@@ -105,8 +125,10 @@ exit 0
 )
 
 _LOGS = r"""
+[ -d "$1" ] || { echo "$1 is not there" >&2; exit 1; }
 [ -f "$1/log" ] || exit 0
-tail -n "$2" -- "$1/log" | tail -c "$3"
+# The bytes first: a line without an end would have all of the file read.
+tail -c "$3" -- "$1/log" | tail -n "$2"
 """
 
 _REMOVE = r"""
@@ -132,7 +154,20 @@ _VERDICTS: Sequence[tuple[str, type[EngineError]]] = (
     ("rate limit", Unavailable),
     ("standby", Unavailable),
     ("command not found", Unavailable),
+    ("failed to run command", Unavailable),
+    ("unable to open file", Unavailable),
+    ("no space left", Unavailable),
+    ("quota exceeded", Unavailable),
+    ("partition not available", Unavailable),
+    ("protocol authentication", Unavailable),
+    ("munge", Unavailable),
+    ("auth_g_create", Unavailable),
+    ("incompatible versions", Unavailable),
+    ("could not establish a configuration", Unavailable),
     ("i/o error writing script", Unavailable),
+    ("i/o error", Ambiguous),
+    ("job credential", Ambiguous),
+    ("unexpected message", Ambiguous),
     ("timed out", Ambiguous),
     ("zero bytes were transmitted", Ambiguous),
     ("communication", Ambiguous),
@@ -194,24 +229,32 @@ class SlurmDriver:
         queue, account, owners = _text(result.stdout).split(_RECORD)
         wanted = {job.name for job in jobs}
         found = {row.name: row.id for row in [*_rows(account, 8), *_rows(queue, 7)]}
-        found |= dict(line.split(_FIELD) for line in owners.splitlines())
+        for line in owners.splitlines():
+            name, _, owner = line.partition(_FIELD)
+            if owner.isdecimal():
+                found[name] = owner
         return {name: number for name, number in found.items() if name in wanted}
 
     def observe(self, jobs: Sequence[Job]) -> Mapping[str, Observation]:
-        rows = {(row.id, row.name): row for row in self._queue()}
+        rows = self._queue()
+        own = {(row.id, row.name): row for row in rows}
+        # A lost answer can have left a job under two ids: the one that gets somewhere counts.
+        ahead = {row.name: row for row in rows if row.state in (*states.RUNNING, "COMPLETED")}
         seen: dict[str, Observation] = {}
         over: dict[str, tuple[Job, Row | None]] = {}
         for job in jobs:
-            row = rows.get((job.engine_id, job.name))
-            if row is None or row.state in states.ENDED:
+            row = own.get((job.engine_id, job.name))
+            other = ahead.get(job.name)
+            if other is not None and (row is None or row.state in states.WAITING):
+                seen[job.name] = _follow(job, other.id)
+            elif row is None or row.state in states.ENDED:
                 over[job.name] = job, row
             else:
                 seen[job.name] = _not_back(job, states.unended(row))
         if over:
-            # New ones first: jobs that nobody knows any more must not keep others waiting.
-            order = sorted(over, key=lambda name: over[name][0].missing_since is not None)
-            seen |= {name: Observation(over[name][0].state) for name in order[ENDS_A_TICK:]}
-            seen |= self._ends({name: over[name] for name in order[:ENDS_A_TICK]})
+            names = [*over]
+            for start in range(0, len(names), BATCH):
+                seen |= self._ends({name: over[name] for name in names[start : start + BATCH]})
         return seen
 
     def _queue(self, *options: str) -> list[Row]:
@@ -225,7 +268,6 @@ class SlurmDriver:
         ids = ",".join(job.engine_id for job, _ in over.values()) if ask else ""
         result = self._shell.run(
             _EVIDENCE,
-            self._storebase,
             ids,
             *(job.spec.folder for job, _ in over.values()),
             timeout=60,
@@ -239,8 +281,6 @@ class SlurmDriver:
                 self._no_accounting_until = time.monotonic() + _ACCOUNTING_RETRY
             else:
                 doubt = f"the accounting does not answer: {_words(account.encode())}"
-        if not records[:-1]:
-            doubt = f"{self._storebase} is not there on {self._shell.where}"
         accounted = {(row.id, row.name): row for row in _rows(account, 8)}
         evidence = {}
         for record in records[:-1]:
@@ -249,9 +289,10 @@ class SlurmDriver:
         seen = {}
         for name, (job, queued) in over.items():
             left = evidence.get(name, Evidence())
+            away = "" if name in evidence else f"{job.spec.folder} is not there on the login node"
             found = _end(job, queued, accounted.get((job.engine_id, name)), left)
-            if found is None and doubt:
-                found = Observation(job.state, f"not in Slurm's queue any more, and {doubt}")
+            if found is None and (doubt or away):
+                found = Observation(job.state, f"not in Slurm's queue any more; {doubt or away}")
             if found is not None:
                 seen[name] = found
         return seen
@@ -260,12 +301,13 @@ class SlurmDriver:
         result = self._shell.run(
             _LOGS, job.spec.folder, str(tail), str(LOG_BYTES), timeout=20, limit=LOG_BYTES
         )
+        if result.code:
+            raise Unavailable(f"the log can't be read: {_words(result.stderr)}")
         return result.stdout.decode(errors="replace")
 
     def remove(self, jobs: Sequence[Job]) -> Mapping[str, str]:
         # By name: ids are used again, and a lost answer can have left a job under an unknown one.
-        alive = [job.name for job in jobs if not job.state.final]
-        rows = self._queue(f"--name={','.join(alive)}") if alive else []
+        rows = self._queue(f"--name={','.join(job.name for job in jobs)}")
         ids = [row.id for row in rows if row.state not in states.ENDED]
         result = self._shell.run(
             _REMOVE, " ".join(ids), *(job.spec.folder for job in jobs), timeout=60 + len(jobs)
@@ -278,23 +320,36 @@ class SlurmDriver:
 
 def _end(job: Job, queued: Row | None, accounted: Row | None, left: Evidence) -> Observation | None:
     """How ``job`` ended by squeue, then sacct, then its folder; None: none of them tells."""
-    if left.owner and left.owner != job.engine_id:
+    if left.owner.isdecimal() and left.owner != job.engine_id:
         # This one found the lock taken: the job that took it is the one to follow.
-        return Observation(job.state, "runs as another Slurm job", engine_id=left.owner)
+        return _follow(job, left.owner)
     final = accounted if accounted and accounted.state.split(" ")[0] in states.ENDED else None
-    if queued is not None:
-        if final is not None and final.state.split(" ")[0] == queued.state:
-            queued = replace(queued, state=final.state, exit_code=final.exit_code)
-        return states.ended(job, queued, left)
-    if final is not None:
-        return states.ended(job, final, left)
-    found = states.left(job, left)
-    if found is not None:
-        return found
-    if accounted is not None:  # sacct lags behind, or the controller forgot the job
-        says = f"not in Slurm's queue any more; the accounting says {accounted.state}"
-        return Observation(job.state, says)
-    return None
+    over = queued or final
+    if over is None:
+        return states.left(job, left) or _unended(job, accounted)
+    trace = left.exit or left.owner or left.reason
+    if over.state == "FAILED" and not trace and not _long_missing(job):
+        return None  # a duplicate that found the lock taken, on a disk that does not show it yet?
+    if queued and final and final.state.split(" ")[0] == queued.state:
+        over = replace(queued, state=final.state, exit_code=final.exit_code)
+    return states.ended(job, over, left)
+
+
+def _unended(job: Job, accounted: Row | None) -> Observation | None:
+    """sacct lags behind, or Slurm's controller forgot the job."""
+    if accounted is None:
+        return None
+    says = f"not in Slurm's queue any more; the accounting says {accounted.state}"
+    return Observation(job.state, says)
+
+
+def _long_missing(job: Job) -> bool:
+    since = job.missing_since
+    return since is not None and datetime.now(UTC) - since > DISK_LAGS
+
+
+def _follow(job: Job, engine_id: str) -> Observation:
+    return Observation(job.state, f"runs as Slurm's job {engine_id}", engine_id=engine_id)
 
 
 def _not_back(job: Job, seen: Observation) -> Observation:
@@ -319,9 +374,12 @@ def _verdict(code: str, words: str) -> EngineError:
     for pattern, kind in _VERDICTS:
         if pattern in words.lower():
             return kind(said)
-    if code == "0":
-        return Ambiguous(f"sbatch answered no job id: {said}")
-    return Rejected(f"refused by Slurm: {said or f'sbatch ended with exit code {code}'}")
+    if code in ("126", "127"):
+        return Unavailable(f"sbatch can't be run on the login node: {said}")
+    # Killed by a signal, or without a word: it may have done its work. 255 is a refusal.
+    if code == "0" or not said or 128 <= int(code) < 255:
+        return Ambiguous(f"sbatch ended with exit code {code} and without a job id {said}".rstrip())
+    return Rejected(f"refused by Slurm: {said}")
 
 
 def _answered(result: Result, what: str, where: str) -> None:
