@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -45,7 +46,7 @@ Submit = Callable[[Sequence[Job]], Outcomes]
 
 class ScriptedDriver:
     """Takes every job and keeps it queued, but for what is scripted: the next answers of
-    ``submit``, the errors of the other calls while they are set."""
+    ``submit``, the errors of the other calls while they are set; a call waits for its gate."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, list[str]]] = []
@@ -53,6 +54,7 @@ class ScriptedDriver:
         self.observations: dict[str, Observation | None] = {}
         self.submits: deque[Submit] = deque()
         self.errors: dict[str, EngineError] = {}
+        self.gates: dict[str, threading.Event] = {}
         self.text = "log\n"
         self.stuck: dict[str, str] = {}
         self.log_gate = threading.Event()
@@ -60,6 +62,8 @@ class ScriptedDriver:
 
     def _begin(self, call: str, jobs: Sequence[Job]) -> None:
         self.calls.append((call, [job.jid for job in jobs]))
+        if call in self.gates:
+            self.gates[call].wait(SECONDS)
         if call in self.errors:
             raise self.errors[call]
 
@@ -161,16 +165,35 @@ async def looks(driver: ScriptedDriver, call: str, more: int = 2) -> None:
     await wait_until(enough, SECONDS, f"{more} calls of {call}")
 
 
-async def store_has(settings: Settings, state: JobState, **changes: Any) -> Job:
-    """A job that a server left in the store in this state when it crashed."""
+def made(settings: Settings, state: JobState, engine: str = "local", **changes: Any) -> Job:
     wanted = request.parse(body(**changes))
     spec = wanted.spec(settings)
-    store = Store(settings.state_dir)
     document = render(settings, Renderer(), spec)
-    job = Job(spec, document, wanted.content, "local", message="m", accepted_at=datetime.now(UTC))
-    job = store.add(replace(job, state=state))
-    store.close()
+    now = datetime.now(UTC)
+    return Job(spec, document, wanted.content, engine, state=state, message="m", accepted_at=now)
+
+
+async def store_has(settings: Settings, state: JobState, **changes: Any) -> Job:
+    """A job that a server left in the store in this state when it crashed."""
+    (job,) = left_behind(settings, [made(settings, state, **changes)])
     return job
+
+
+def left_behind(settings: Settings, jobs: Sequence[Job], deleted: Sequence[Job] = ()) -> list[Job]:
+    """``jobs`` are in the store, and ``deleted`` are on their way out."""
+    store = Store(settings.state_dir)
+    added = [store.add(job) for job in [*jobs, *deleted]]
+    for job in deleted:
+        store.mark_removed(job)
+    store.close()
+    return added
+
+
+async def all_removed(gateway: Gateway, left: int = 0) -> None:
+    async def gone() -> bool:
+        return await gateway.removing() == left
+
+    await wait_until(gone, SECONDS, f"the deleted jobs to be removed, but for {left}")
 
 
 # --- POST ---
@@ -803,3 +826,134 @@ async def test_an_outage_is_one_outage_whichever_call_fails(
     assert again.message.startswith(since)
     sent, _ = await gateway.read("sent")
     assert "the disk is full" not in sent.message
+
+
+# --- what runs again, and how often the engine is asked ---
+
+
+async def test_a_lost_job_is_run_again(settings: Settings, driver: ScriptedDriver) -> None:
+    first = await store_has(settings, JobState.LOST)
+    driver.take([first])
+    driver.observations[JID] = RUNNING
+    async with running(settings, driver) as gateway:
+        second = await gateway.accept(body())
+        assert (second.state, second.generation) == (JobState.ACCEPTED, 2)
+        assert second.name != first.name
+        await in_state(gateway, JobState.RUNNING)
+        await all_removed(gateway)
+    assert driver.taken == {second.name: 1}
+
+
+async def test_the_engine_is_looked_at_no_more_often_than_poll_interval(
+    settings: Settings, gateway: Gateway, driver: ScriptedDriver
+) -> None:
+    await gateway.accept(body())
+    await in_state(gateway, JobState.QUEUED)
+    began, before = time.monotonic(), driver.count("observe")
+    for number in range(5):  # each is sent, and wakes the watch
+        await gateway.accept(body(jid=f"j{number}"))
+        await in_state(gateway, JobState.QUEUED, f"j{number}")
+    await looks(driver, "observe", 6)
+    calls, elapsed = driver.count("observe") - before, time.monotonic() - began
+    assert calls <= elapsed / settings.poll_interval + 2
+
+
+async def test_the_end_of_one_outage_hurries_the_others(
+    values: dict[str, Any], driver: ScriptedDriver
+) -> None:
+    settings = Settings(**values | {"poll_interval": 1})
+    jobs = [made(settings, JobState.RUNNING, jid="runs"), made(settings, JobState.ACCEPTED)]
+    left_behind(settings, jobs)
+    for call in ("observe", "submit"):
+        driver.errors[call] = Unavailable("away")
+    async with running(settings, driver):
+        await looks(driver, "observe", 1)
+        driver.gates["observe"] = threading.Event()
+        await looks(driver, "observe", 1)  # this one is held
+        await looks(driver, "submit", 3 - driver.count("submit"))
+        paused, tries = time.monotonic(), driver.count("submit")  # for 4 s, if not hurried
+        del driver.errors["observe"]
+        driver.gates["observe"].set()
+        await looks(driver, "submit", 1 + tries - driver.count("submit"))
+        assert time.monotonic() - paused < 3
+
+
+# --- what is removed, and what never is ---
+
+
+async def test_many_jobs_are_removed_in_groups(settings: Settings, driver: ScriptedDriver) -> None:
+    jobs = [made(settings, JobState.RUNNING, jid=f"j{number}") for number in range(GROUP + 10)]
+    left_behind(settings, [], deleted=jobs)
+    driver.take(jobs)
+    async with running(settings, driver) as gateway:
+        await all_removed(gateway)
+    assert not driver.taken
+    assert [len(jids) for call, jids in driver.calls if call == "remove"] == [GROUP, 10]
+
+
+async def test_what_belongs_to_another_engine_is_neither_sent_nor_removed(
+    settings: Settings, driver: ScriptedDriver
+) -> None:
+    unsent = [
+        made(settings, state, "slurm", jid=f"theirs-{state}")
+        for state in (JobState.ACCEPTED, JobState.SUBMITTING, JobState.QUEUED)
+    ]
+    gone = [
+        made(settings, state, "slurm", jid=f"deleted-{state}")
+        for state in (JobState.ACCEPTED, JobState.SUBMITTING, JobState.RUNNING)
+    ]
+    left_behind(settings, unsent, deleted=gone)
+    async with running(settings, driver) as gateway:
+        for jid in (JID, "other"):
+            await gateway.accept(body(jid=jid))
+            await in_state(gateway, JobState.QUEUED, jid)
+        await gateway.delete("other")
+        await all_removed(gateway, left=len(gone))
+        await looks(driver, "observe")
+        for job in unsent:
+            assert (await gateway.get(job.jid)).state is job.state
+    assert {jid for _, jids in driver.calls for jid in jids} == {JID, "other"}
+
+
+async def test_a_job_deleted_while_it_is_looked_for_is_removed_and_never_sent(
+    settings: Settings, driver: ScriptedDriver
+) -> None:
+    await store_has(settings, JobState.SUBMITTING)
+    driver.gates["find"] = threading.Event()
+    async with running(settings, driver) as gateway:
+        await looks(driver, "find", 1 - driver.count("find"))
+        await gateway.delete(JID)
+        driver.gates["find"].set()
+        await all_removed(gateway)
+        await gateway.accept(body(jid="next"))
+        await in_state(gateway, JobState.QUEUED, "next")
+    asked = [call for call in driver.calls if call[0] in {"find", "submit", "remove"}]
+    assert asked == [("find", [JID]), ("remove", [JID]), ("submit", ["next"])]
+
+
+async def test_a_deleted_job_that_may_have_been_sent_is_removed_from_the_engine(
+    settings: Settings, driver: ScriptedDriver
+) -> None:
+    jobs = [made(settings, JobState.SUBMITTING), made(settings, JobState.ACCEPTED, jid="unsent")]
+    left_behind(settings, [], deleted=jobs)
+    driver.take(jobs[:1])
+    async with running(settings, driver) as gateway:
+        await all_removed(gateway)
+    assert not driver.taken
+    assert [call for call in driver.calls if call[0] != "close"] == [("remove", [JID])]
+
+
+async def test_a_job_that_could_not_be_removed_is_not_forgotten(
+    settings: Settings, driver: ScriptedDriver
+) -> None:
+    await store_has(settings, JobState.RUNNING)
+    driver.stuck[JID] = "Operation not permitted"
+    async with running(settings, driver) as gateway:
+        await gateway.delete(JID)
+        await looks(driver, "remove", 2)
+        assert await gateway.removing() == 1
+    driver.stuck.clear()
+    before = driver.count("remove")
+    async with running(settings, driver) as gateway:
+        await all_removed(gateway)
+    assert driver.count("remove") == before + 1

@@ -74,6 +74,40 @@ def test_a_job_is_on_the_disk_when_the_call_returns(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_commit_waits_for_the_disk(store: Store) -> None:
+    """No process can tell a crash of the machine from a good end, so SQLite is asked."""
+    answers = [
+        store._db.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous")
+    ]
+    assert answers == ["wal", 2]  # 2: FULL
+
+
+def test_the_log_that_was_kept_survives_a_restart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for jid in ("one", "other"):
+        store.add(make_job(jid, state=JobState.SUCCEEDED))
+    store.keep_log(make_job("one"), "é\r\nlast line")
+    store.close()
+    store = Store(tmp_path)
+    logs = [job.log for job in map(store.get, ("one", "other")) if job]
+    store.close()
+    assert logs == ["é\r\nlast line", None]
+
+
+def test_a_list_of_jobs_is_light_and_a_claimed_job_is_whole(store: Store) -> None:
+    job, gone = store.add(make_job()), store.add(make_job("gone"))
+    for kept in (job, gone):
+        store.keep_log(kept, "log")
+    store.mark_removed(gone)
+    empty = Document("", job.document.language, job.document.template)
+    (listed,) = store.in_state(JobState.ACCEPTED)
+    assert listed == dataclasses.replace(job, document=empty, content="")
+    assert [(old.document, old.content, old.log) for old in store.removing()] == [(empty, "", None)]
+    (claimed,) = store.claim([listed])
+    assert (claimed.document, claimed.content) == (job.document, job.content)
+
+
 def test_nobody_else_can_read_the_folder(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "state").stat().st_mode & 0o777 == 0o700
 

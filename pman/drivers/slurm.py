@@ -88,7 +88,7 @@ printf '\036'
 account --name="$names" --starttime="now-${since}"
 printf '\036'
 for folder; do
-    owner=$(head -c 40 -- "$folder/lock/owner" 2> /dev/null | head -n 1)
+    owner=$(head -c 40 -- "$folder/lock/owner" 2> /dev/null | tr '\n' ' ')
     printf '%s\037%s\n' "${folder##*/}" "$owner"
 done
 exit 0
@@ -202,6 +202,8 @@ class SlurmDriver:
             timeout=_SBATCH_SECONDS + 2.0 * len(jobs),
             repeatable=False,
         )
+        if result.truncated or result.code >= 128:
+            raise Ambiguous(f"the submission on {self._shell.where} was cut off")
         if result.code:
             raise Unavailable(
                 f"no script could be written on {self._shell.where}: {_words(result.stderr)}; "
@@ -231,7 +233,7 @@ class SlurmDriver:
         found = {row.name: row.id for row in [*_rows(account, 8), *_rows(queue, 7)]}
         for line in owners.splitlines():
             name, _, owner = line.partition(_FIELD)
-            if owner.isdecimal():
+            if (owner := owner.strip()).isdecimal():
                 found[name] = owner
         return {name: number for name, number in found.items() if name in wanted}
 
@@ -308,7 +310,8 @@ class SlurmDriver:
     def remove(self, jobs: Sequence[Job]) -> Mapping[str, str]:
         # By name: ids are used again, and a lost answer can have left a job under an unknown one.
         rows = self._queue(f"--name={','.join(job.name for job in jobs)}")
-        ids = [row.id for row in rows if row.state not in states.ENDED]
+        names = {job.name for job in jobs}
+        ids = [row.id for row in rows if row.name in names and row.state not in states.ENDED]
         result = self._shell.run(
             _REMOVE, " ".join(ids), *(job.spec.folder for job in jobs), timeout=60 + len(jobs)
         )
@@ -371,14 +374,14 @@ def _verdict(code: str, words: str) -> EngineError:
     )
     if code == "124":
         return Ambiguous(f"sbatch did not answer within {_SBATCH_SECONDS} s")
-    for pattern, kind in _VERDICTS:
-        if pattern in words.lower():
-            return kind(said)
     if code in ("126", "127"):
         return Unavailable(f"sbatch can't be run on the login node: {said}")
     # Killed by a signal, or without a word: it may have done its work. 255 is a refusal.
     if code == "0" or not said or 128 <= int(code) < 255:
         return Ambiguous(f"sbatch ended with exit code {code} and without a job id {said}".rstrip())
+    for pattern, kind in _VERDICTS:
+        if pattern in words.lower():
+            return kind(said)
     return Rejected(f"refused by Slurm: {said}")
 
 

@@ -44,8 +44,8 @@ class Evidence:
 
     @property
     def code(self) -> int | None:
-        first = self.exit.split(" ")[0]
-        return int(first) if first.isdigit() else None
+        match = re.match(r"[0-9]{1,3}(?= |$)", self.exit)
+        return int(match[0]) if match else None
 
     @property
     def ended_at(self) -> datetime | None:
@@ -219,5 +219,6 @@ def _exit_message(code: int | None, signal: int) -> str:
 
 
 def _time(seconds: str) -> datetime | None:
-    seconds = seconds.strip()
-    return datetime.fromtimestamp(int(seconds), UTC) if seconds.isdigit() and int(seconds) else None
+    # Ten digits are enough until the year 2286.
+    known = re.fullmatch(r"[1-9][0-9]{0,9}", seconds.strip())
+    return datetime.fromtimestamp(int(known[0]), UTC) if known else None

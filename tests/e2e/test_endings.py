@@ -46,8 +46,8 @@ def test_the_plugins_own_end(
 
 def test_batch_script_killed_outright(plain_site: Site, tmp_path: Path) -> None:
     with plain_site.server(tmp_path) as server:
-        server.post(shell("shot", "sleep 60"))
-        server.wait_status("shot", "started")
+        server.post(shell("shot", "echo began; sleep 60"))
+        logged(server, "shot", "began")
         plain_site.lab.run("scancel", "--batch", "--signal=KILL", slurm_id(plain_site, "shot"))
         ended = server.wait_end("shot")
         assert ended["status"] == "finishedWithError"
