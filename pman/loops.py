@@ -55,6 +55,7 @@ class Loop:
     async def run(self) -> None:
         self.wake()
         while True:
+            self._hurried.clear()
             try:
                 wait = await self._step()
             except (Unavailable, Ambiguous) as error:
@@ -62,7 +63,7 @@ class Loop:
                 await _wait(self._hurried, self._pauses.again(self.name))
             except Exception:  # a defect must not end the loop: the other jobs need it
                 log.exception("the step %s met an error that it does not know", self.name)
-                await _wait(self._hurried, LONGEST_PAUSE)
+                await _wait(self._hurried, self._pauses.again(self.name))
             else:
                 self._works()
                 await _wait(self._woken, wait)
@@ -74,10 +75,10 @@ class Loop:
         self.outage = Outage(since, str(error), error.summary)
 
     def _works(self) -> None:
+        self._pauses.over(self.name)
         if self.outage is not None:
             log.warning("%s: the engine is back, away since %s", self.name, self.outage.since)
             self.outage = None
-            self._pauses.over(self.name)
             self.on_return()
 
 

@@ -156,6 +156,9 @@ def ended(job: Job, row: Row, evidence: Evidence) -> Observation:
     result, message = messages[state]
     if evidence.reason and result is not JobState.SUCCEEDED:
         message = evidence.reason
+    elif result is JobState.FAILED and "DUE TO JOB REQUEUE" in evidence.errors:
+        # Slurm may also give up on the second start by itself: its words are the first run's then.
+        message = "requeued by the cluster after it had begun; a plugin is never run twice"
     return Observation(
         result,
         message,

@@ -98,6 +98,14 @@ def test_waiting_says_the_reason(reason: str, message: str) -> None:
         ),
         (row("CANCELLED by 1001"), Evidence(owner="7"), "cancelled on the cluster by 1001"),
         (row("TIMEOUT"), Evidence(exit="143 1700000000"), "time limit of 60 min"),
+        (
+            row("FAILED"),
+            Evidence(
+                exit="143 1700000000",
+                errors="slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT x DUE TO JOB REQUEUE ***",
+            ),
+            "requeued by the cluster after it had begun; a plugin is never run twice",
+        ),
         (row("NODE_FAIL", nodes="n7"), Evidence(), "node failure: n7 went down"),
     ],
 )
