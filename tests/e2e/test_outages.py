@@ -218,3 +218,51 @@ def test_limits_mean_wait(accounting_site: Site, tmp_path: Path) -> None:
             "first": "finishedSuccessfully",
             "second": "finishedSuccessfully",
         }
+
+
+def test_shared_disk_away(plain_site: Site, tmp_path: Path) -> None:
+    """The login node has an empty mount point where the shared disk was."""
+    share = plain_site.lab.storebase
+    aside = share.with_name("aside")
+    with plain_site.server(tmp_path) as server:
+        server.post(shell("before", "echo kept"))
+        server.wait_end("before")
+        share.rename(aside)
+        share.mkdir()
+        try:
+            server.post(shell("during", "true"))
+            found = server.wait_message("during", "the shared disk can't be written since")
+            assert found["status"] == "notstarted"
+            assert server.get("before")["status"] == "finishedSuccessfully"
+            assert "is the disk mounted?" in server.call("GET", "/health/")[1]["outage"]["reason"]
+            assert not list(share.iterdir())
+        finally:
+            share.rmdir()
+            aside.rename(share)
+        assert server.wait_end("during")["status"] == "finishedSuccessfully"
+        assert server.get("before")["logs"] == "kept\n"
+
+
+def test_the_accounts_own_slurm_variables_and_shell_options_do_no_harm(
+    plain_site: Site, tmp_path: Path
+) -> None:
+    profile = (
+        "export SBATCH_JOB_NAME=mine SBATCH_EXPORT=ALL SBATCH_OUTPUT=/dev/null SQUEUE_NAMES=none "
+        "SQUEUE_PARTITION=none SECRET=visible; set -o noclobber; set -f; IFS=:; exec bash"
+    )
+    with plain_site.server(tmp_path, SSH_SHELL=f"bash -c '{profile}'") as server:
+        server.post(shell("plain", "echo secret=$SECRET"))
+        ended = server.wait_end("plain")
+        assert (ended["message"], ended["logs"]) == ("finished", "secret=\n")
+        jids = [f"twin-{number}" for number in range(3)]
+        for jid in jids:
+            server.post(shell(jid, "sleep 600"))
+        for jid in jids:
+            server.wait_status(jid, "started")
+        for jid in jids:
+            server.delete(jid)
+        wait_for(
+            lambda: "twin-" not in plain_site.lab.run("squeue", "-h", "-o", "%j").stdout,
+            30,
+            "the jobs to be cancelled",
+        )
