@@ -1,6 +1,7 @@
 """Fixtures for tests that need no cluster: CONTAINER_ENV=local, in a folder of their own."""
 
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the documents in tests/golden anew, for `git diff` to judge",
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI nothing may be skipped: a missing engine is a failure, not a reason."""
+    report = yield
+    if report.skipped and os.environ.get("CI"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and CI is set: {report.longrepr}"
+    return report
 
 
 def job_body(**changes: Any) -> dict[str, Any]:
