@@ -32,7 +32,7 @@ test: $(INSTALLED) lab
 	$(BIN)/ruff format --check
 	$(BIN)/mypy pman tests docs
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 4  # most of the time they wait for Slurm
+	$(BIN)/python -m pytest -n 4 --dist worksteal  # most of the time they wait for Slurm
 
 lowest: $(INSTALLED)
 	@echo "lowest: installing the oldest packages allowed into $(OLDEST)"
