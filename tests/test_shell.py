@@ -424,7 +424,8 @@ def test_a_line_lost_for_good_in_the_middle_of_a_command(
         running = pool.submit(shell.run, HANGS_ONCE, str(runs))
         wait_for((runs / "begun").exists, "the command to begin")
         server.stop()
-        with pytest.raises(Unavailable, match="refuses connections"):
+        # A connection that was made while sshd was going is reset instead.
+        with pytest.raises(Unavailable, match="refuses connections|reset by peer|hung up"):
             running.result(20)
 
 
