@@ -425,7 +425,7 @@ def test_a_line_lost_for_good_in_the_middle_of_a_command(
         wait_for((runs / "begun").exists, "the command to begin")
         server.stop()
         # A connection that was made while sshd was going is reset instead.
-        with pytest.raises(Unavailable, match="refuses connections|reset by peer|hung up"):
+        with pytest.raises(Unavailable, match=r"refuses connections|reset by peer|hung up"):
             running.result(20)
 
 
