@@ -1,6 +1,7 @@
 # make demo   set-up, then a demonstration on this machine
 # make test   set-up, the packages of the test lab, then every check
 # make lowest the tests that need no lab, with the oldest packages that pyproject.toml allows
+# make bench  what rendering and reloading cost on this machine
 # make venv   set-up alone: .venv with pman, the demo's and the developers' packages
 # make clean  removes .venv and the tools' caches
 #
@@ -19,7 +20,7 @@ INSTALLED := $(VENV)/.installed
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test lowest venv lab clean
+.PHONY: help demo test lowest bench venv lab clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -42,6 +43,9 @@ lowest: $(INSTALLED)
 	    --editable '.[demo]' --group dev
 	$(OLDEST)/bin/python -m pytest -n 4 -p no:cacheprovider -m 'not lab' \
 	    --ignore tests/lab --ignore tests/test_wheel.py
+
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.bench
 
 venv: $(INSTALLED)
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pman import settings
-from pman.settings import BUILT_ENGINES, Settings
+from pman.settings import BUILT_ENGINES, ClientSettings, Settings
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -55,7 +55,8 @@ ENOUGH = {"container_env": "slurm", "storebase": "/data"}
 def groups() -> Iterator[tuple[str, list[str]]]:
     """The settings' names, below the comment that each group of them has in the source."""
     title, names = "", list[str]()
-    for line in inspect.getsource(Settings).splitlines():
+    source = inspect.getsource(Settings) + inspect.getsource(ClientSettings)
+    for line in source.splitlines():
         if comment := re.fullmatch(r"    # (.+)", line):
             if names:
                 yield title, names

@@ -1,10 +1,15 @@
 """``python -m pman`` and the console script ``pman``."""
 
-from pman.cli import app
+import sys
 
 
 def main() -> None:
-    app()
+    try:
+        from pman.cli import app  # takes a second, in which an interrupt must end it quietly too
+
+        app()
+    except KeyboardInterrupt:  # typer itself sees to those that come while a command runs
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ store says. Blocking calls run in threads; the event loop never blocks.
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +20,14 @@ from datetime import UTC, datetime
 from typing import ParamSpec, TypeVar
 
 from pman import request
-from pman.drivers import ENGINES, Driver
-from pman.errors import Conflict, EngineError, NotFound, Rejected, SettingsError, TemplateError
+from pman.drivers import Driver
+from pman.errors import Conflict, EngineError, NotFound, Rejected
 from pman.joblogs import JobLogs
-from pman.jobs import Document, Event, Job, JobSpec, JobState, Observation
+from pman.jobs import Event, Job, JobState, Observation, Verdict
 from pman.loops import Loop, Outage, Pauses
-from pman.rendering import Renderer
 from pman.settings import Settings
 from pman.store import Store
+from pman.templates import Templates
 
 log = logging.getLogger(__name__)
 
@@ -39,26 +38,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def render(settings: Settings, renderer: Renderer, spec: JobSpec, template: str = "") -> Document:
-    """The document that the engine of CONTAINER_ENV is sent for ``spec``. Raises TemplateError."""
-    name = settings.container_env
-    engine = ENGINES[name]
-    chosen = template or settings.template.get(name) or settings.template.get("") or engine.template
-    return renderer.render(spec, engine.language, chosen)
-
-
 class Gateway:
     """The jobs of one engine, from the store to the driver and back."""
 
     def __init__(
-        self, settings: Settings, store: Store, driver: Driver, renderer: Renderer
+        self, settings: Settings, store: Store, driver: Driver, templates: Templates
     ) -> None:
         self.settings = settings
         self.engine: str = settings.container_env
         self._store = store
         self._driver = driver
-        self._renderer = renderer
-        self._accepting = threading.Lock()
+        self.templates = templates
         pause = settings.poll_interval
         self._submitting = Loop("submit", self._submit, pause)
         self._watching = Loop("watch", self._watch, pause)
@@ -67,6 +57,10 @@ class Gateway:
         for loop in self._loops:
             loop.on_return = self._hurry
         self._pool = ThreadPoolExecutor(len(self._loops), thread_name_prefix="loop")
+        # Reads wait for neither slow templates nor slow schedulers. One POST at a time is looked up
+        # and added: two of the same job make one.
+        self._accepts = ThreadPoolExecutor(1, thread_name_prefix="accept")
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix="verdict")
         self._tasks: list[asyncio.Task[None]] = []
         self._sending: set[str] = set()
         self._missed: dict[str, float] = {}  # since when, in time.monotonic()
@@ -77,9 +71,10 @@ class Gateway:
     async def start(self) -> None:
         """Go on where the last server stopped.
 
-        Raises SettingsError when the settings and the template don't go together.
+        Raises SourceError when there are no templates that could be used.
         """
-        self._try_template()
+        await asyncio.to_thread(self.templates.load)
+        self.templates.watch()
         self._tasks = [asyncio.create_task(loop.run()) for loop in self._loops]
 
     async def stop(self) -> None:
@@ -89,6 +84,9 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._driver.close)
         await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._asking.shutdown)
+        await asyncio.to_thread(self._accepts.shutdown)
+        await asyncio.to_thread(self.templates.close)
         await self._logs.close()
         self._store.close()
 
@@ -102,27 +100,6 @@ class Gateway:
         for loop in self._loops:
             loop.hurry()
 
-    def _try_template(self) -> None:
-        wanted = request.JobRequest(
-            jid="sample",
-            args=[],
-            auid="sample",
-            number_of_workers=1,
-            cpu_limit=1000,
-            memory_limit=200,
-            gpu_limit=0,
-            image=self._renderer.site.sample_image(),
-            entrypoint=["true"],
-            type="ds",
-            input_dir="in",
-            output_dir="out",
-        )
-        spec = wanted.spec(self.settings)
-        try:
-            render(self.settings, self._renderer, spec)
-        except TemplateError as error:
-            raise SettingsError(f"the template can't be used as it is set up: {error}") from None
-
     # --- what the API asks for ---
 
     async def accept(self, body: bytes) -> Job:
@@ -130,58 +107,75 @@ class Gateway:
 
         Raises RequestError and its kinds, and TemplateError.
         """
-        job = await asyncio.to_thread(self._accept, body)
+        job = await self._in(self._accepts, self._accept, body)
         if job.state is JobState.ACCEPTED:
             self._submitting.wake()
             self._removing.wake()
         return job
 
-    async def preview(self, body: bytes) -> Document:
-        """The document that ``body`` would be sent as; nothing is stored or sent.
+    async def preview(self, body: bytes) -> Job:
+        """The job that ``body`` asks for as it would be sent; nothing is stored or sent.
 
         Raises RequestError and its kinds, and TemplateError.
         """
-        return await asyncio.to_thread(self._preview, body)
+        return await self._in(self._accepts, self._preview, body)
 
-    def _preview(self, body: bytes) -> Document:
-        return render(self.settings, self._renderer, request.parse(body).spec(self.settings))
+    def _preview(self, body: bytes) -> Job:
+        wanted = request.parse(body)
+        return self._rendered(wanted, check=True)
+
+    async def verdict(self, job: Job) -> Verdict:
+        """What the scheduler says of a previewed job. Raises Unavailable."""
+        return (await self._in(self._asking, self._driver.test, [job]))[job.name]
+
+    def _rendered(self, wanted: request.JobRequest, check: bool = False) -> Job:
+        spec = wanted.spec(self.settings)
+        return Job(
+            spec=spec,
+            document=self.templates.render(spec, check),
+            content=wanted.content,
+            engine=self.engine,
+            message="accepted",
+            accepted_at=datetime.now(UTC),
+        )
 
     def _accept(self, body: bytes) -> Job:
         wanted = request.parse(body)
-        with self._accepting:
-            known = self._store.get(wanted.jid)
-            if known is not None:
-                if differing := _differing(known.content, wanted):
-                    raise Conflict(
-                        f"there is a job {wanted.jid} already, and it differs in "
-                        f"{', '.join(differing)}: use another jid, or DELETE that job first"
-                    )
-                if known.state not in (JobState.FAILED, JobState.CANCELLED, JobState.LOST):
-                    return known
-            spec = wanted.spec(self.settings)
-            return self._store.add(
-                Job(
-                    spec=spec,
-                    document=render(self.settings, self._renderer, spec),
-                    content=wanted.content,
-                    engine=self.engine,
-                    message="accepted",
-                    accepted_at=datetime.now(UTC),
+        known = self._store.get(wanted.jid)
+        if known is not None:
+            if differing := _differing(known.content, wanted):
+                raise Conflict(
+                    f"there is a job {wanted.jid} already, and it differs in "
+                    f"{', '.join(differing)}: use another jid, or DELETE that job first"
                 )
-            )
+            if known.state not in (JobState.FAILED, JobState.CANCELLED, JobState.LOST):
+                return known
+        return self._store.add(self._rendered(wanted))
 
     async def read(self, jid: str) -> tuple[Job, str]:
         """A job as it is known now, and its log's tail. Raises NotFound."""
         job = await self.get(jid)
         text = await self._logs.tail(job) if job.engine == self.engine else job.log or ""
-        if not job.state.final:
-            sent = job.state in (JobState.QUEUED, JobState.RUNNING)
-            doubt: object = (self._watching if sent else self._submitting).outage
-            if job.engine != self.engine:
-                doubt = f"this server runs jobs on {self.engine}, and this one is on {job.engine}"
-            if doubt is not None:
-                job = replace(job, message=f"{doubt}; last known: {job.message}")
-        return job, text
+        return self._told(job), text
+
+    async def newest(
+        self, limit: int, states: Sequence[JobState], auid: str | None
+    ) -> tuple[list[Job], int]:
+        """The jobs of ``Store.newest``, each as it is known now."""
+        jobs, total = await asyncio.to_thread(self._store.newest, limit, states, auid)
+        return [self._told(job) for job in jobs], total
+
+    def _told(self, job: Job) -> Job:
+        """The job as readers are told of it: during an outage its message says so."""
+        if job.state.final:
+            return job
+        sent = job.state in (JobState.QUEUED, JobState.RUNNING)
+        doubt: object = (self._watching if sent else self._submitting).outage
+        if job.engine != self.engine:
+            doubt = f"this server runs jobs on {self.engine}, and this one is on {job.engine}"
+        if doubt is None:
+            return job
+        return replace(job, message=f"{doubt}; last known: {job.message}")
 
     async def get(self, jid: str) -> Job:
         job = await asyncio.to_thread(self._store.get, jid)
@@ -314,9 +308,13 @@ class Gateway:
     # --- what the loops share ---
 
     async def _call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, lambda: call(*args, **kwargs)
-        )
+        return await self._in(self._pool, call, *args, **kwargs)
+
+    @staticmethod
+    async def _in(
+        pool: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: call(*args, **kwargs))
 
     async def _pace(self, began: float) -> None:
         """Until POLL_INTERVAL after ``began``: the engine is not asked more often."""

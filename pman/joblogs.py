@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pman.drivers import Driver
-from pman.errors import EngineError
+from pman.errors import EngineError, StoreError
 from pman.jobs import Job
 from pman.store import Store
 
@@ -89,7 +89,10 @@ class JobLogs:
             log.exception("the log of %s can't be read", job.jid)
             return
         if job.ended_at is not None and datetime.now(UTC) - job.ended_at > SETTLES:
-            await asyncio.to_thread(self._store.keep_log, job, text)
+            try:
+                await asyncio.to_thread(self._store.keep_log, job, text)
+            except StoreError as error:
+                log.warning("the log of %s is not kept yet: %s", job.jid, error)
         self._tails.pop(job.name, None)  # the newest goes last
         self._tails[job.name] = _Tail(text, time.monotonic(), job.state.final)
         while len(self._tails) > CACHED:

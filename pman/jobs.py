@@ -168,12 +168,38 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of ``check``: what was found and what to do about it."""
+class Verdict:
+    """What a scheduler says of a document that it was only asked about."""
 
+    accepted: bool
+    message: str
+    """The scheduler's own words."""
+    start: datetime | None = None
+    """When it would start by the scheduler's estimate; None: no estimate."""
+    partition: str = ""
+    nodes: str = ""
+    """In the scheduler's notation, such as Slurm's ``node[1-2]``."""
+    warnings: tuple[str, ...] = ()
+    """Why it may never start although it would be accepted, and what to do about it."""
+
+
+class Severity(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+    """pman can't run jobs like that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of ``pman check``: what was found and what to do about it."""
+
+    severity: Severity
+    subject: str
+    """What was looked at, in a word or two: ``login node``, ``STOREBASE``."""
     text: str
     remedy: str = ""
-    fatal: bool = False
+    """Empty where there is nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pman.errors import Ambiguous, EngineError, Unavailable
+from pman.errors import Ambiguous, EngineError, StoreError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ class Loop:
             except (Unavailable, Ambiguous) as error:
                 self._away(error)
                 await _wait(self._hurried, self._pauses.again(self.name))
+            except StoreError as error:  # reads and POST tell of it too
+                log.error("%s: %s", self.name, error)
+                await _wait(self._hurried, self._pauses.again(self.name))
             except Exception:  # a defect must not end the loop: the other jobs need it
                 log.exception("the step %s met an error that it does not know", self.name)
                 await _wait(self._hurried, self._pauses.again(self.name))
@@ -111,6 +114,8 @@ class Pauses:
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:
     """Until ``event``, or for ``seconds``; the event counts once."""
+    # Not by wait_for: before Python 3.12 it loses a cancellation that comes with the event.
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     event.clear()

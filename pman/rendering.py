@@ -5,40 +5,36 @@ makes, and what ``super()``, a block or a macro of the same file renders, is lef
 values were quoted where they were written.
 """
 
-import fnmatch
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jinja2
-import yaml
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 import pman
-from pman.errors import SettingsError, TemplateError
+from pman.errors import Refusal, TemplateError
 from pman.jobs import INCOMING, OUTGOING, Document, JobSpec
-from pman.quoting import misplaced_words, shell_word
+from pman.languages import LANGUAGES, Language
+from pman.quoting import misplaced_words
+from pman.site import Site
+from pman.sources import read as read_sources
 
 MAX_DOCUMENT = 4 << 20
 """Bytes of a document, at the most: Slurm's default max_script_size (slurm.conf(5))."""
 
+_MARKED = 2
+"""How much longer than the document its text is, at the most, before the marks are taken out."""
 
-@dataclass(frozen=True)
-class Language:
-    """A language that documents are written in."""
-
-    folder: str
-    ending: str
-    word: Callable[[str], str]
-    """One value as one word of the language."""
-
-
-LANGUAGES = {"sbatch": Language("sbatch", ".sbatch.j2", shell_word)}
+SHIPPED = "shipped/"
+"""Begins the name of a shipped template that a site's own of the same name hides."""
 
 
 def shipped_templates() -> Path:
@@ -48,8 +44,44 @@ def shipped_templates() -> Path:
     return inside if inside.is_dir() else package.parent / "templates"
 
 
-# The marks around each value that was quoted; new ones for each document, so none can be forged.
-_marks: ContextVar[tuple[str, str]] = ContextVar("_marks")
+@dataclass(frozen=True)
+class _Marks:
+    """What stands around each value that was quoted, and the quoted values themselves.
+
+    They are new for each document, so none can be forged.
+    """
+
+    begin: str
+    end: str
+    words: set[str] = field(default_factory=set)
+
+    @classmethod
+    def new(cls) -> "_Marks":
+        nonce = secrets.token_hex(8)
+        return cls(f"\x02{nonce}", f"\x03{nonce}")
+
+    def around(self, word: str) -> str:
+        self.words.add(word)
+        return f"{self.begin}{word}{self.end}"
+
+    def off(self, text: str) -> str:
+        return text.replace(self.begin, "").replace(self.end, "")
+
+    def check(self, text: str) -> None:
+        """Raises ValueError when what is marked is not what was quoted."""
+        rest = re.sub(
+            f"{self.begin}([^\x02\x03]*){self.end}",
+            lambda found: "" if found[1] in self.words else found[0],
+            text,
+        )
+        if re.search("[\x02\x03]", rest):
+            raise ValueError(
+                "text with quoted values in it was changed by a filter: use the filter on each "
+                "value, before it is quoted (or the template has the character \\x02 or \\x03)"
+            )
+
+
+_marks: ContextVar[_Marks] = ContextVar("_marks")
 
 RAW_FILTERS = frozenset({"raw"})
 
@@ -59,13 +91,25 @@ def _raw(value: object) -> str:
 
 
 def _fail(reason: str) -> NoReturn:
-    raise TemplateError(reason)
+    raise Refusal(reason)
 
 
 def _minutes(value: int) -> str:
     """Minutes as Slurm's D-HH:MM:SS (sbatch(1), --time)."""
     days, rest = divmod(int(value), 24 * 60)
     return f"{days}-{rest // 60:02}:{rest % 60:02}:00"
+
+
+_UNITS = {"bytes": -20, "K": -10, "M": 0, "G": 10, "T": 20}
+"""Powers of two from MiB to each unit."""
+
+
+def _mib_to(value: int, unit: str) -> int:
+    """MiB in another unit, rounded up to a whole number: a limit never gets smaller."""
+    if unit not in _UNITS:
+        raise ValueError(f"{unit!r} is no unit of memory; there are: {', '.join(_UNITS)}")
+    power = _UNITS[unit]
+    return int(value) << -power if power < 0 else -(-int(value) >> power)
 
 
 def _with_env(argv: Iterable[str], env: Mapping[str, str], **defaults: str) -> list[str]:
@@ -98,6 +142,7 @@ def _enroot_image(image: str) -> str:
 _FILTERS: Mapping[str, Callable[..., object]] = {
     "raw": _raw,
     "duration": _minutes,
+    "mib_to": _mib_to,
     "with_env": _with_env,
     "on_host": _on_host,
     "enroot_image": _enroot_image,
@@ -105,11 +150,13 @@ _FILTERS: Mapping[str, Callable[..., object]] = {
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Quotes each ``{{ … }}`` for one language."""
+    """Quotes each ``{{ … }}`` for one language, whose ``templates`` are given by name."""
 
-    def __init__(self, language: Language, folders: Sequence[Path]) -> None:
+    def __init__(self, language: Language, templates: Mapping[str, str]) -> None:
         super().__init__(
-            loader=jinja2.FileSystemLoader([folder / language.folder for folder in folders]),
+            loader=jinja2.FunctionLoader(
+                lambda name: (templates[name], name, None) if name in templates else None
+            ),
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -134,18 +181,22 @@ class _Environment(ImmutableSandboxedEnvironment):
             ]
         return super()._generate(source, name, filename, defer_init)
 
-    def _word(self, value: object) -> str:
-        begin, end = _marks.get()
+    @jinja2.pass_context  # or Jinja would quote a constant once, when it compiles the template
+    def _word(self, _: jinja2.runtime.Context, value: object) -> str:
+        return self._quoted(value)
+
+    def _quoted(self, value: object) -> str:
+        marks = _marks.get()
         if isinstance(value, jinja2.Undefined):
             return str(value)  # raises the error that names it; an `if` without `else` is nothing
         if isinstance(value, (list, tuple, Iterator)):
-            return " ".join(self._word(item) for item in value)
+            return " ".join(self._quoted(item) for item in value)
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise ValueError(f"a value is {value!r}, which can't be written as text")
         text = str(value)
-        if begin in text:
+        if marks.begin in text:
             raise ValueError("a value is quoted already: write it with `| raw`")
-        return f"{begin}{self.language.word(text)}{end}"
+        return marks.around(self.language.word(text))
 
 
 def _is_text(node: nodes.Expr, macros: Iterable[str]) -> bool:
@@ -166,175 +217,171 @@ def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-@dataclass(frozen=True)
-class Site:
-    """The content of SITE_FILE: what templates see as ``site``, before and after its rules."""
-
-    values: Mapping[str, Any] = field(default_factory=dict)
-    source: str = "SITE_FILE"
-
-    @classmethod
-    def load(cls, path: Path | None) -> "Site":
-        """Raises SettingsError when the file can't be read or is not the YAML it should be."""
-        if path is None:
-            return cls()
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"SITE_FILE {path} can't be read: {error}") from None
-        except yaml.YAMLError as error:
-            raise SettingsError(f"SITE_FILE {path} is no valid YAML: {error}") from None
-        site = cls(values if values is not None else {}, str(path))
-        site._check()
-        return site
-
-    def _check(self) -> None:
-        if not isinstance(self.values, dict):
-            raise SettingsError(f"{self.source}: it must be a mapping, such as `partition: debug`")
-        for key, kind, example in (
-            ("rules", list, "- match: {gpu: true}\n  set: {partition: gpu}"),
-            ("images", dict, "docker.io/fnndsc/*: /containers/plugin.sif"),
-            ("directives", list, "- --exclusive"),
-        ):
-            if not isinstance(self.values.get(key, kind()), kind):
-                raise SettingsError(f"{self.source}: `{key}` must look like\n{example}")
-        if "image" in self.values:
-            raise SettingsError(f"{self.source}: `image` is pman's own; map images under `images`")
-        for number, rule in enumerate(self.values.get("rules", []), 1):
-            if (
-                not isinstance(rule, dict)
-                or not isinstance(rule.get("match"), dict)
-                or not isinstance(rule.get("set"), dict)
-                or set(rule) != {"match", "set"}
-            ):
-                raise SettingsError(
-                    f"{self.source}: rule {number} must have `match` and `set`, each a mapping"
-                )
-            if unknown := set(rule["match"]) - {"image", "gpu"}:
-                raise SettingsError(
-                    f"{self.source}: rule {number} matches by {sorted(unknown)}; "
-                    "`image` (a pattern) and `gpu` (true or false) are known"
-                )
-        rules = [rule["match"] for rule in self.values.get("rules", [])]
-        for pattern in [*self.values.get("images", {}), *(rule.get("image", "") for rule in rules)]:
-            if not isinstance(pattern, str):
-                raise SettingsError(
-                    f"{self.source}: the image pattern {pattern!r} is no text: put it in quotes"
-                )
-
-    def sample_image(self) -> str:
-        """An image that SITE_FILE maps, if it maps any: some runtimes can't run another one."""
-        return next(
-            (re.sub(r"[*?\[\]]", "x", key) for key in self.values.get("images", {})), "image"
-        )
-
-    def for_job(self, spec: JobSpec) -> dict[str, Any]:
-        """The values for one job: those of the rules that match it laid over the others."""
-        values = {key: value for key, value in self.values.items() if key != "rules"}
-        for rule in self.values.get("rules", []):
-            match = rule["match"]
-            if ("image" not in match or fnmatch.fnmatchcase(spec.image, match["image"])) and (
-                "gpu" not in match or match["gpu"] == (spec.gpu_limit > 0)
-            ):
-                values |= rule["set"]
-        values["image"] = next(
-            (
-                target
-                for pattern, target in values.get("images", {}).items()
-                if fnmatch.fnmatchcase(spec.image, pattern)
-            ),
-            None,
-        )
-        return values
-
-
 class Renderer:
-    """Renders specs by the templates of the given folders; the first folder that has one wins.
+    """Renders specs by a site's own ``templates``, each by its path such as
+    ``sbatch/mine.sbatch.j2``, and by the shipped ones.
 
-    Templates are read once, when they are first used.
+    A site's own template hides a shipped one of the same name, which can still be extended as
+    ``shipped/NAME``.
     """
 
-    def __init__(self, templates_dir: Path | None = None, site: Site | None = None) -> None:
-        if templates_dir is not None and not templates_dir.is_dir():
-            raise SettingsError(f"TEMPLATES_DIR {templates_dir} is not a folder")
-        folders = [*([templates_dir] if templates_dir else []), shipped_templates()]
+    def __init__(
+        self, templates: Mapping[str, str] | None = None, site: Site | None = None
+    ) -> None:
         self.site = site or Site()
+        shipped = _shipped()
+        self._templates: dict[str, Mapping[str, str]] = {}
+        self._own: dict[str, list[str]] = {}
+        for name, language in LANGUAGES.items():
+            ours = _below(shipped, language.folder)
+            own = _below(templates or {}, language.folder)
+            hidden = {f"{SHIPPED}{path}": text for path, text in ours.items()}
+            self._templates[name] = {**hidden, **ours, **own}
+            self._own[name] = sorted(own)
         self._environments = {
-            name: _Environment(language, folders) for name, language in LANGUAGES.items()
+            name: _Environment(language, self._templates[name])
+            for name, language in LANGUAGES.items()
         }
 
     def names(self, language: str) -> list[str]:
         """The names of the templates of a language."""
         ending = LANGUAGES[language].ending
-        found = self._environments[language].list_templates()
-        return [name.removesuffix(ending) for name in found if name.endswith(ending)]
+        return sorted(
+            path.removesuffix(ending)
+            for path in self._templates[language]
+            if path.endswith(ending) and "/" not in path
+        )
 
-    def render(self, spec: JobSpec, language: str, template: str) -> Document:
-        """The document for ``spec``.
+    def compile(self, language: str) -> None:
+        """Read every one of the site's own templates, used or not.
 
-        Raises TemplateError, with the template's file and line where there is one.
+        Raises TemplateError for the first with an error of syntax.
         """
-        environment = self._environments[language]
-        marks = _new_marks()
+        for path in self._own[language]:
+            with self._places(language):
+                self._environments[language].get_template(path)
+
+    def render(self, spec: JobSpec, language: str, template: str, **names: str) -> Document:
+        """The document for ``spec``; in the template ``names`` are known beside job and site.
+
+        Raises TemplateError, with the template's file and line where there is one, and Refusal if
+        the template refuses this job on purpose.
+        """
+        file = f"{template}{LANGUAGES[language].ending}"
+        marks = _Marks.new()
         token = _marks.set(marks)
         try:
-            text = environment.get_template(f"{template}{LANGUAGES[language].ending}").render(
-                job=spec, site=self.site.for_job(spec)
+            with self._places(language):
+                text = _bounded(
+                    self._environments[language]
+                    .get_template(file)
+                    .generate(job=spec, site=self.site.for_job(spec), **names)
+                )
+        except Refusal as refusal:
+            raise Refusal(marks.off(refusal.reason)) from None
+        finally:
+            _marks.reset(token)
+        path = f"{LANGUAGES[language].folder}/{file}"
+        try:
+            marks.check(text)
+        except ValueError as error:
+            raise TemplateError(str(error), path) from None
+        for wrong in misplaced_words(text, marks.begin, marks.end):
+            line = text.split("\n")[wrong.line - 1]
+            raise TemplateError(
+                f"a value stands inside {wrong.where} in line {wrong.line} of the document: write "
+                "it outside of them (it is quoted already), or into a variable first",
+                path,
+                text=marks.off(line),
             )
+        text = marks.off(text)
+        if len(text.encode()) > MAX_DOCUMENT:
+            raise _too_long()
+        return Document(text, language, template)
+
+    def check(self, document: Document) -> None:
+        """Raises TemplateError when ``document`` is wrong in its language."""
+        language = LANGUAGES[document.language]
+        complaint = language.check(document.text)
+        if complaint is None:
+            return
+        file = f"{language.folder}/{document.template}{language.ending}"
+        if not complaint.line:
+            raise TemplateError(complaint.reason, file)
+        lines = document.text.split("\n")
+        raise TemplateError(
+            f"{complaint.reason} (line {complaint.line} of the document)",
+            file,
+            text=lines[min(complaint.line, len(lines)) - 1],
+        )
+
+    @contextmanager
+    def _places(self, language: str) -> Iterator[None]:
+        """Whatever Jinja or an operator's expression raises becomes a TemplateError."""
+        try:
+            yield
         except jinja2.TemplateNotFound as error:
             known = ", ".join(self.names(language))
             raise TemplateError(
-                f"there is no {language} template {error.name!r}; there are: {known}"
+                f"there is no {language} template {error.name!r}; there are: {known}",
+                *self._place(language, error),
             ) from None
         except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"{error.name}, line {error.lineno}: {error.message}") from None
+            raise TemplateError(
+                str(error.message), *self._at(language, error.name or "", error.lineno)
+            ) from None
         except TemplateError:
             raise
-        except Exception as error:  # whatever an operator's expression raises
-            raise TemplateError(f"{_place(error)}{error}") from error
-        finally:
-            _marks.reset(token)
-        if _stray_mark(text, marks):
+        except RecursionError as error:
             raise TemplateError(
-                f"{template}: text with quoted values in it was changed by a filter: "
-                "use the filter on each value, before it is quoted"
-            )
-        for wrong in misplaced_words(text, *marks):
-            line = text.split("\n")[wrong.line - 1]
-            raise TemplateError(
-                f"{template}: a value stands inside {wrong.where} in line {wrong.line} of the "
-                f"document, `{_plain(line, marks).strip()}`: write it outside of them "
-                "(it is quoted already), or into a variable first"
-            )
-        text = _plain(text, marks)
-        if len(text.encode()) > MAX_DOCUMENT:
-            raise TemplateError(
-                f"the document is {len(text.encode())} bytes long; {MAX_DOCUMENT} are the most"
-            )
-        return Document(text, language, template)
+                "it extends, includes or calls itself without end; the shipped template of the "
+                f"same name is `{SHIPPED}NAME`",
+                *self._place(language, error),
+            ) from None
+        except MemoryError as error:
+            raise TemplateError("it needs too much memory", *self._place(language, error)) from None
+        except Exception as error:
+            raise TemplateError(str(error), *self._place(language, error)) from error
+
+    def _place(self, language: str, error: Exception) -> tuple[str, int, str]:
+        """The template, its line and the line's text that an error came from."""
+        file, line = "", 0
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename in self._templates[language]:
+                file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+            trace = trace.tb_next
+        return self._at(language, file, line)
+
+    def _at(self, language: str, name: str, line: int) -> tuple[str, int, str]:
+        if not name:
+            return "", 0, ""
+        lines = self._templates[language].get(name, "").splitlines()
+        text = lines[line - 1] if 0 < line <= len(lines) else ""
+        return f"{LANGUAGES[language].folder}/{name}", line, text
 
 
-def _new_marks() -> tuple[str, str]:
-    nonce = secrets.token_hex(8)
-    return f"\x02{nonce}", f"\x03{nonce}"
+@cache
+def _shipped() -> Mapping[str, str]:
+    return read_sources(shipped_templates(), None).templates
 
 
-def _plain(text: str, marks: tuple[str, str]) -> str:
-    return re.sub("|".join(map(re.escape, marks)), "", text)
+def _below(templates: Mapping[str, str], folder: str) -> dict[str, str]:
+    start = f"{folder}/"
+    return {
+        path.removeprefix(start): text for path, text in templates.items() if path.startswith(start)
+    }
 
 
-def _stray_mark(text: str, marks: tuple[str, str]) -> bool:
-    begin, end = map(re.escape, marks)
-    return re.search("[\x02\x03]", re.sub(f"{begin}[^\x02\x03]*{end}", "", text)) is not None
+def _bounded(pieces: Iterable[str]) -> str:
+    parts, length = [], 0
+    for piece in pieces:
+        parts.append(piece)
+        length += len(piece)
+        if length > _MARKED * MAX_DOCUMENT:
+            raise _too_long()
+    return "".join(parts)
 
 
-def _place(error: Exception) -> str:
-    """The template's file and line that an error came from."""
-    place = ""
-    trace = error.__traceback__
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if file.endswith(".j2"):
-            place = f"{Path(file).name}, line {trace.tb_lineno}: "
-        trace = trace.tb_next
-    return place
+def _too_long() -> TemplateError:
+    return TemplateError(f"the document is longer than {MAX_DOCUMENT} bytes")

@@ -4,7 +4,8 @@ import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -18,13 +19,49 @@ Engine = Literal[
     "docker", "podman", "swarm", "kubernetes", "openshift", "cromwell", "slurm", "local"
 ]
 
+S = TypeVar("S", bound="ClientSettings")
 
-class Settings(BaseSettings):
-    """Read from the environment, then from ``.env`` in the working folder. Names are upper case."""
+
+class ClientSettings(BaseSettings):
+    """What a command needs that asks a running server.
+
+    Read from the environment, then from ``.env`` in the working folder. Names are upper case.
+    """
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, case_sensitive=False
     )
+
+    # What the server and those who ask it share
+    pman_url: str = Field(
+        "http://127.0.0.1:5010",
+        description="Where `pman jobs` and `pman job` find the server. The server itself listens "
+        "where `pman serve --host --port` says.",
+    )
+    api_token: str = Field(
+        "",
+        repr=False,
+        description="If set, every call but `/health/` needs the header "
+        "`Authorization: Bearer <token>`; `pman jobs` and `pman job` send it.",
+    )
+
+    @field_validator("pman_url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or not value.isprintable() or " " in value:
+            raise ValueError("give the server's address, such as http://127.0.0.1:5010")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError("give the address alone; the token belongs into API_TOKEN")
+        return value.rstrip("/")
+
+
+class Settings(ClientSettings):
+    """All that the server is told."""
 
     # What runs the jobs
     container_env: Engine = Field(
@@ -117,11 +154,6 @@ class Settings(BaseSettings):
     # What pman answers
     job_logs_tail: int = Field(1000, ge=0, description="How many lines of log are returned.")
     remove_jobs: bool = Field(True, description="`no`: DELETE answers 204 and removes nothing.")
-    api_token: str = Field(
-        "",
-        repr=False,
-        description="If set, calls of the API need the header `Authorization: Bearer <token>`.",
-    )
 
     # How often
     poll_interval: float = Field(
@@ -209,14 +241,24 @@ def load(**overrides: Any) -> Settings:
 
     Raises SettingsError with a line for every wrong setting.
     """
+    return _validated(Settings, overrides)
+
+
+def load_client(**overrides: Any) -> ClientSettings:
+    """What a command needs that asks a running server. Raises SettingsError as ``load``."""
+    return _validated(ClientSettings, overrides)
+
+
+def _validated(kind: type[S], overrides: Mapping[str, Any]) -> S:
     try:
-        return Settings(**overrides)
+        return kind(**overrides)
     except ValidationError as error:
         lines = []
         for wrong in error.errors():
             name = ".".join(str(part) for part in wrong["loc"]).upper()
             reason = wrong["msg"].removeprefix("Value error, ")
-            secret = name == "API_TOKEN"
+            password = name == "PMAN_URL" and "@" in str(wrong["input"])
+            secret = name == "API_TOKEN" or password
             value = "" if secret or not name else f" has the value {wrong['input']!r}"
             lines.append(f"{name}{value}: {reason}" if name else reason)
         raise SettingsError("\n".join(lines)) from None

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pman.errors import SettingsError
+from pman.errors import SettingsError, StoreError
 from pman.jobs import Document, Event, Job, JobSpec, JobState
 
 _MIGRATIONS = (
@@ -51,6 +51,10 @@ _MIGRATIONS = (
     ) STRICT;
     CREATE INDEX events_name ON events (name);
     """,
+    """
+    CREATE INDEX jobs_listed ON jobs (accepted_at, state, json_extract(spec, '$.auid'))
+        WHERE NOT removing;
+    """,
 )
 """The schema, step by step; SQLite's user_version counts the steps that a file has seen."""
 
@@ -70,10 +74,12 @@ _UNSENT = (JobState.ACCEPTED, JobState.SUBMITTING)
 class Store:
     """The jobs of one server, in ``folder``.
 
-    Raises SettingsError when the folder can't be used, or another server uses it.
+    Raises SettingsError when the folder can't be used, or another server uses it. Each call raises
+    StoreError when the disk does not let it: then it has changed nothing, and may work later.
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._lock = threading.Lock()
         path = folder / "pman.sqlite"
         with ExitStack() as opened:
@@ -96,6 +102,8 @@ class Store:
                 self._db.execute("PRAGMA foreign_keys=ON")
                 self._migrate()
             except sqlite3.DatabaseError as error:
+                if _of_the_disk(error):
+                    raise SettingsError(_words(folder, error)) from None
                 raise SettingsError(
                     f"{path} is no database that this version can use: {error}; "
                     "put it aside and start again, or bring back a backup"
@@ -117,20 +125,34 @@ class Store:
             self._opened.close()
 
     @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time."""
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # a full disk rolls back by itself
-                    self._db.execute("ROLLBACK")
+            except sqlite3.DatabaseError as error:
+                if _of_the_disk(error):
+                    raise StoreError(_words(self._folder, error)) from error
                 raise
 
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        with self._database() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:  # a full disk rolls back by itself
+                    db.execute("ROLLBACK")
+                raise
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
+        with self._database() as db:
+            return db.execute(query, values).fetchall()
+
     def _read(self, where: str, *values: object, columns: str = "*") -> list[Job]:
-        with self._lock:
-            rows = self._db.execute(f"SELECT {columns} FROM jobs WHERE {where}", values).fetchall()
+        rows = self._rows(f"SELECT {columns} FROM jobs WHERE {where}", values)
         return [_job(row) for row in rows]
 
     def get(self, jid: str) -> Job | None:
@@ -143,22 +165,38 @@ class Store:
         where = f"NOT removing AND state IN ({', '.join('?' * len(states))}) ORDER BY accepted_at"
         return self._read(where, *states, columns=_LIGHT)
 
+    def newest(
+        self, limit: int, states: Sequence[JobState] = (), auid: str | None = None
+    ) -> tuple[list[Job], int]:
+        """At most ``limit`` jobs, newest first, without their requests, documents and logs, and how
+        many there are altogether. Only those in any of ``states``, if given, and of ``auid``."""
+        where, values = "NOT removing", [*map(str, states)]
+        if states:
+            where += f" AND state IN ({', '.join('?' * len(states))})"
+        if auid is not None:
+            where += " AND json_extract(spec, '$.auid') = ?"
+            values.append(auid)
+        # The index has all that decides, so no more rows are read than are answered.
+        chosen = f"FROM jobs INDEXED BY jobs_listed WHERE {where}"
+        rows = self._rows(
+            f"SELECT {_LIGHT}, (SELECT COUNT(*) {chosen}) AS total {chosen} "
+            "ORDER BY accepted_at DESC, rowid DESC LIMIT ?",
+            (*values, *values, limit),
+        )
+        return [_job(row) for row in rows], rows[0]["total"] if rows else 0
+
     def removing(self) -> list[Job]:
         """The jobs that were deleted and are still to be removed from their engine."""
         return self._read("removing", columns=_LIGHT)
 
     def counts(self) -> dict[JobState, int]:
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT state, COUNT(*) FROM jobs WHERE NOT removing GROUP BY state"
-            ).fetchall()
+        rows = self._rows("SELECT state, COUNT(*) FROM jobs WHERE NOT removing GROUP BY state")
         return {JobState(state): count for state, count in rows}
 
     def history(self, job: Job) -> list[Event]:
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT at, state, message FROM events WHERE name = ? ORDER BY rowid", (job.name,)
-            ).fetchall()
+        rows = self._rows(
+            "SELECT at, state, message FROM events WHERE name = ? ORDER BY rowid", (job.name,)
+        )
         return [Event(_time(at), JobState(state), message) for at, state, message in rows]
 
     def add(self, job: Job) -> Job:
@@ -231,6 +269,30 @@ class Store:
         """``jobs`` are gone from their engine."""
         with self._write() as db:
             db.executemany("DELETE FROM jobs WHERE name = ?", [(job.name,) for job in jobs])
+
+
+_OF_THE_DISK = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_PROTOCOL,
+}
+"""What passes without a change of the database or of pman (https://sqlite.org/rescode.html)."""
+
+
+def _of_the_disk(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0)  # only what SQLite itself raises has one
+    return code & 0xFF in _OF_THE_DISK  # the other bits say more of the same
+
+
+def _words(folder: Path, error: sqlite3.DatabaseError) -> str:
+    return (
+        f"STATE_DIR {folder} can't be used now: {error}; "
+        "see that its disk has room and can be written, then try again"
+    )
 
 
 def _note(db: sqlite3.Connection, job: Job) -> None:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 
 from pman import request
 from pman.cli import app
-from pman.gateway import render as render_document
+from pman.drivers.local import LocalDriver
+from pman.jobs import Verdict
 from pman.rendering import Renderer
 from pman.settings import Settings
 from tests.conftest import job_body
@@ -53,7 +54,7 @@ def test_render_prints_the_document_and_nothing_else(
     done = pman("render", "-", stdin=job.read_text()) if through_stdin else pman("render", str(job))
     assert (done.exit_code, done.stderr) == (0, "")
     spec = request.parse(job.read_bytes()).spec(settings)
-    expected = render_document(settings, Renderer(), spec).text
+    expected = Renderer().render(spec, "sbatch", "bare").text
     assert without_name(done.stdout) == without_name(expected)
     assert "'é ☃'" in done.stdout
 
@@ -129,6 +130,40 @@ def test_what_cannot_be_rendered_is_told_on_stderr(
     assert words in done.stderr
 
 
+def test_a_rule_of_site_file_chooses_the_template_and_the_option_goes_before_it(
+    pman: Pman, job: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "site.yaml").write_text("rules: [{match: {type: ds}, template: podman}]\n")
+    monkeypatch.setenv("SITE_FILE", str(tmp_path / "site.yaml"))
+    assert "podman run" in pman("render", str(job), "--env", "slurm").stdout
+    done = pman("render", str(job), "--env", "slurm", "--template", "bare")
+    assert "podman" not in done.stdout
+
+
+def test_render_test_only_adds_the_verdict_on_stderr(pman: Pman, job: Path) -> None:
+    done = pman("render", str(job), "--test-only")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("#!/bin/bash\n")
+    assert done.stderr == "accepted: this machine has no queue: it would start at once\n"
+
+
+def test_render_test_only_ends_with_1_when_the_scheduler_says_no(pman: Pman) -> None:
+    done = pman("render", "-", "--test-only", stdin=json.dumps(job_body(number_of_workers=2)))
+    assert done.exit_code == 1
+    assert done.stdout.startswith("#!/bin/bash\n")
+    assert done.stderr == "refused: local runs one worker, and the job asks for 2\n"
+
+
+def test_render_test_only_shows_warnings_and_no_control_character(
+    pman: Pman, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Verdict(accepted=True, message="yes\x1b[2J", warnings=("it\rwaits", "for ever"))
+    monkeypatch.setattr(LocalDriver, "test", lambda _, jobs: {job.name: said for job in jobs})
+    done = pman("render", str(job), "--test-only")
+    assert done.exit_code == 0
+    assert done.stderr == ("accepted: yes\\x1b[2J\nwarning: it\\rwaits\nwarning: for ever\n")
+
+
 @pytest.mark.parametrize("path", ["/nowhere/job.json", "/"])
 def test_a_job_that_cannot_be_read_is_told(pman: Pman, path: str) -> None:
     done = pman("render", path)
@@ -144,8 +179,8 @@ def test_a_job_that_cannot_be_read_is_told(pman: Pman, path: str) -> None:
         ("CONTAINER_ENV", "kubernetes", "set CONTAINER_ENV=slurm"),
         ("TEMPLATE", "nope", "no sbatch template 'nope"),
         ("CONTAINER_USER", "1:1", "CONTAINER_USER is set, and this template's runtime"),
-        ("TEMPLATES_DIR", "/nowhere", "TEMPLATES_DIR /nowhere is not a folder"),
-        ("SITE_FILE", "/nowhere", "SITE_FILE /nowhere can't be read"),
+        ("TEMPLATES_DIR", "/nowhere", "TEMPLATES_DIR /nowhere: it is not a folder"),
+        ("SITE_FILE", "/nowhere", "pman: /nowhere: it can't be read"),
         ("STATE_DIR", "/dev/null", "STATE_DIR /dev/null can't be used"),
         ("POLL_INTERVAL", "0", "POLL_INTERVAL has the value '0'"),
         ("JOBS_DIR", "/", "JOBS_DIR / holds STOREBASE"),
@@ -177,6 +212,19 @@ def test_serve_tells_that_a_port_is_none(pman: Pman, port: str) -> None:
     done = pman("serve", "--port", port)
     assert done.exit_code == 2
     assert "--port" in done.stderr
+
+
+def test_an_interrupt_while_pman_starts_ends_it_quietly(tmp_path: Path) -> None:
+    """One of the modules that it imports sends it, so it comes in the middle of the imports."""
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "from pman.__main__ import main; main()"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 def test_without_a_command_the_help_is_shown(pman: Pman) -> None:

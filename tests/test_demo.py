@@ -388,6 +388,11 @@ def test_demo_without_its_packages() -> None:
         ([], {"STOREBASE": "{}", "SSH_HOST": "login.example.org"}, "give --image: "),
         (["--image=x"], {"STOREBASE": "/nowhere"}, "STOREBASE /nowhere is not on this machine"),
         (["--image=x"], {"SSH_HOST": "login.example.org"}, "STOREBASE is not set"),
+        (
+            ["--image=/x"],
+            {"STOREBASE": "{}", "SITE_FILE": "/nowhere"},
+            "/nowhere: it can't be read: No such file",
+        ),
     ],
 )
 def test_demo_on_slurm_needs_to_know_where(

@@ -10,20 +10,22 @@ from pathlib import Path
 
 import jinja2
 import pytest
-import yaml
 from pydantic import BaseModel
 
 from pman import request
-from pman.errors import TemplateError
+from pman.errors import SiteError, TemplateError
 from pman.jobs import JobSpec
-from pman.rendering import LANGUAGES, Renderer, Site, shipped_templates
+from pman.languages import LANGUAGES
+from pman.rendering import Renderer, shipped_templates
 from pman.settings import Settings
+from pman.site import Site
+from pman.site_schema import SITE_SCHEMA
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 TEMPLATES = sorted(path.name.split(".")[0] for path in shipped_templates().glob("sbatch/*.j2"))
-RUNTIMES = [name for name in TEMPLATES if name != "base"]
+RUNTIMES = [name for name in TEMPLATES if name not in ("base", "probe")]
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def vocabulary() -> Iterator[str]:
     yield from (f"job.{name}" for name in properties)
     yield "site.image"
     yield from RUNTIMES
+    yield "probe"
 
 
 @pytest.mark.parametrize("word", list(vocabulary()))
@@ -102,25 +105,24 @@ def example_spec(settings: Settings) -> JobSpec:
     return replace(spec, name=name, folder=f"{settings.jobs_folder}/{name}")
 
 
-def render_example(example: str, folder: Path) -> str:
-    (folder / "sbatch").mkdir()
-    (folder / "sbatch" / "example.sbatch.j2").write_text(example)
-    site = Site(yaml.safe_load(first(DOCS / "templates.md", "yaml")))
+def render_example(example: str) -> str:
+    site = Site.parse(first(DOCS / "templates.md", "yaml"))
     settings = Settings.model_construct(
         storebase=Path("/data"), timelimit_minutes=90, job_labels={"project": "brain"}
     )
-    return Renderer(folder, site).render(example_spec(settings), "sbatch", "example").text
+    renderer = Renderer({"sbatch/example.sbatch.j2": example}, site)
+    return renderer.render(example_spec(settings), "sbatch", "example").text
 
 
 @pytest.mark.parametrize(("example", "expected"), examples())
-def test_example_renders_as_the_page_says(example: str, expected: Fence, tmp_path: Path) -> None:
+def test_example_renders_as_the_page_says(example: str, expected: Fence) -> None:
     if expected.language == "text":
         with pytest.raises(TemplateError) as error:
-            render_example(example, tmp_path)
+            render_example(example)
         assert str(error.value) == expected.text.strip()
     else:
         assert expected.language == "bash"
-        text = render_example(example, tmp_path)
+        text = render_example(example)
         assert expected.text in text
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
@@ -135,6 +137,30 @@ def test_every_filter_has_an_example(name: str) -> None:
         assert any(re.search(rf"\| {name}\b", example) for example, _ in examples())
 
 
+def site_files() -> list[tuple[str, str]]:
+    """Each SITE_FILE with the errors after it; empty: the page shows none."""
+    found = [*fences(DOCS / "templates.md"), Fence("", "")]
+    return [
+        (file.text, after.text if after.language == "text" else "")
+        for file, after in itertools.pairwise(found)
+        if file.language == "yaml"
+    ]
+
+
+@pytest.mark.parametrize(("text", "errors"), site_files())
+def test_site_file_is_valid_or_has_the_errors_that_the_page_shows(text: str, errors: str) -> None:
+    if not errors:
+        assert Site.parse(text).warnings == ()
+        return
+    with pytest.raises(SiteError) as caught:
+        Site.parse(text, "site.yaml")
+    assert str(caught.value) == errors.strip()
+
+
+def test_there_are_site_files_with_errors_and_without() -> None:
+    assert {bool(errors) for _, errors in site_files()} == {True, False}
+
+
 # --- slurm-site.md ---
 
 
@@ -144,7 +170,11 @@ def site_keys() -> set[str]:
     listed = re.findall(r"for option in \[(.*?)\]", text)
     options = set(re.findall(r"'(\w+)'", " ".join(listed)))
     assert options, "base names the options that become directives in a list"
-    return {*re.findall(r"\bsite\.(\w+)", text), *options, "images", "rules"} - {"image"}
+    return {*re.findall(r"\bsite\.(\w+)", text), *options, *SITE_SCHEMA["properties"]} - {"image"}
+
+
+def test_every_key_of_a_shipped_template_is_in_the_schema() -> None:
+    assert site_keys() <= SITE_SCHEMA["properties"].keys()
 
 
 def test_site_file_example_has_every_key() -> None:
@@ -154,13 +184,19 @@ def test_site_file_example_has_every_key() -> None:
 
 @pytest.mark.parametrize("template", RUNTIMES)
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_site_file_example_renders(template: str, gpus: int, tmp_path: Path) -> None:
-    (tmp_path / "site.yaml").write_text(first(DOCS / "slurm-site.md", "yaml"))
-    site = Site.load(tmp_path / "site.yaml")
+def test_site_file_example_renders(template: str, gpus: int) -> None:
+    site = Site.parse(first(DOCS / "slurm-site.md", "yaml"))
+    assert site.warnings == ()
     spec = example_spec(Settings.model_construct(storebase=Path("/data")))
     text = Renderer(None, site).render(replace(spec, gpu_limit=gpus), "sbatch", template).text
     assert ("--partition=gpu" in text) == (gpus > 0)
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_every_match_of_a_rule_is_documented() -> None:
+    matches = SITE_SCHEMA["properties"]["rules"]["items"]["properties"]["match"]["properties"]
+    page = (DOCS / "slurm-site.md").read_text()
+    assert {name for name in matches if f"| `{name}` |" not in page} == set()
 
 
 def test_environment_file_example_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

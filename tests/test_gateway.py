@@ -21,19 +21,21 @@ from pman.errors import (
     Conflict,
     EngineError,
     NotFound,
+    Refusal,
     Rejected,
     RequestError,
-    SettingsError,
     TemplateError,
     Unavailable,
 )
-from pman.gateway import GROUP, Gateway, render
-from pman.joblogs import JobLogs
-from pman.jobs import Job, JobState, Observation
+from pman.gateway import GROUP, Gateway
+from pman.joblogs import SETTLES, JobLogs
+from pman.jobs import Finding, Job, JobState, Observation, Verdict
 from pman.rendering import Renderer
 from pman.settings import Settings
 from pman.store import Store
+from pman.templates import Templates
 from tests.conftest import job_body
+from tests.full_disk import no_room_beyond
 from tests.waiting import wait_until
 
 SECONDS = 30
@@ -88,6 +90,13 @@ class ScriptedDriver:
         seen = {job.name: self.observations.get(job.jid, QUEUED) for job in jobs}
         return {name: observation for name, observation in seen.items() if observation}
 
+    def test(self, jobs: Sequence[Job]) -> Mapping[str, Verdict]:
+        self._begin("test", jobs)
+        return {job.name: Verdict(True, "fits") for job in jobs}
+
+    def check(self) -> Sequence[Finding]:
+        return []
+
     def logs(self, job: Job, tail: int) -> str:
         self._begin("logs", [job])
         self.log_gate.wait(SECONDS)
@@ -119,9 +128,9 @@ def driver() -> ScriptedDriver:
 
 @asynccontextmanager
 async def running(settings: Settings, driver: ScriptedDriver) -> AsyncIterator[Gateway]:
-    gateway = Gateway(settings, Store(settings.state_dir), driver, Renderer())
-    await gateway.start()
+    gateway = Gateway(settings, Store(settings.state_dir), driver, Templates(settings))
     try:
+        await gateway.start()
         yield gateway
     finally:
         await gateway.stop()
@@ -168,7 +177,7 @@ async def looks(driver: ScriptedDriver, call: str, more: int = 2) -> None:
 def made(settings: Settings, state: JobState, engine: str = "local", **changes: Any) -> Job:
     wanted = request.parse(body(**changes))
     spec = wanted.spec(settings)
-    document = render(settings, Renderer(), spec)
+    document = Renderer().render(spec, "sbatch", "bare")
     now = datetime.now(UTC)
     return Job(spec, document, wanted.content, engine, state=state, message="m", accepted_at=now)
 
@@ -282,28 +291,36 @@ async def test_a_template_that_refuses_a_job_refuses_it_at_once(
 ) -> None:
     (tmp_path / "sbatch").mkdir()
     (tmp_path / "sbatch" / "bare.sbatch.j2").write_text(
-        "{% if job.gpu_limit %}{{ fail('no GPUs here') }}{% endif %}"
+        "#!/bin/sh\n{% if job.gpu_limit %}{{ fail('no GPUs here') }}{% endif %}"
     )
-    gateway = Gateway(Settings(**values), Store(values["state_dir"]), driver, Renderer(tmp_path))
-    await gateway.start()
-    with pytest.raises(TemplateError, match="no GPUs here"):
-        await gateway.accept(body(gpu_limit=1))
-    with pytest.raises(NotFound):
-        await gateway.get(JID)
-    await gateway.stop()
+    async with running(Settings(**values, templates_dir=tmp_path), driver) as gateway:
+        with pytest.raises(Refusal, match="no GPUs here"):
+            await gateway.accept(body(gpu_limit=1))
+        with pytest.raises(NotFound):
+            await gateway.get(JID)
 
 
 async def test_a_template_that_cannot_be_used_is_told_at_the_start(
     values: dict[str, Any], driver: ScriptedDriver
 ) -> None:
-    store = Store(values["state_dir"])
-    gateway = Gateway(Settings(**values | {"template": "nope"}), store, driver, Renderer())
-    with pytest.raises(SettingsError, match="no sbatch template 'nope"):
-        await gateway.start()
-    await gateway.stop()
+    with pytest.raises(TemplateError, match="no sbatch template 'nope"):
+        async with running(Settings(**values | {"template": "nope"}), driver):
+            pass
 
 
 # --- submit ---
+
+
+async def test_a_slow_verdict_holds_up_no_job(gateway: Gateway, driver: ScriptedDriver) -> None:
+    driver.gates["test"] = threading.Event()
+    previewed = await gateway.preview(body())
+    asked = asyncio.create_task(gateway.verdict(previewed))
+    await looks(driver, "test", 1)
+    await gateway.accept(body())
+    await in_state(gateway, JobState.QUEUED)
+    assert not asked.done()
+    driver.gates["test"].set()
+    assert (await asked).message == "fits"
 
 
 async def test_many_jobs_go_out_in_groups(gateway: Gateway, driver: ScriptedDriver) -> None:
@@ -782,6 +799,27 @@ async def test_a_log_that_hangs_is_waited_for_no_longer_than_patience(
 
     await wait_until(there, SECONDS, "the log to be read at last")
     await logs.close()
+    store.close()
+
+
+async def test_a_log_that_cannot_be_kept_is_read_all_the_same(
+    gateway: Gateway,
+    driver: ScriptedDriver,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await gateway.accept(body())
+    job = await in_state(gateway, JobState.QUEUED)
+    long_ago = datetime.now(UTC) - 2 * SETTLES
+    job = replace(job, state=JobState.SUCCEEDED, ended_at=long_ago)
+    store = Store(tmp_path / "other")
+    store.add(job)
+    logs = JobLogs(driver, store, lines=10, fresh=SECONDS, patience=SECONDS)
+    with no_room_beyond(0):
+        assert await logs.tail(job) == "log\n"
+    assert "is not kept yet: STATE_DIR" in caplog.text
+    await logs.close()
+    assert store.get(job.jid) == job
     store.close()
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from pman import request
-from pman.gateway import render
 from pman.jobs import Job
 from pman.rendering import Renderer
 from pman.settings import Settings
@@ -317,7 +316,7 @@ async def test_jobs_outlive_a_killed_server_and_the_next_one_finds_them(
 def crashed_while_submitting(settings: Settings, body: Mapping[str, Any]) -> Job:
     """What a server leaves that died between its note that it will submit and the answer."""
     spec = request.parse(json.dumps(body).encode()).spec(settings)
-    document = render(settings, Renderer(), spec)
+    document = Renderer().render(spec, "sbatch", "bare")
     content = request.parse(json.dumps(body).encode()).content
     store = Store(settings.state_dir)
     job = store.add(Job(spec, document, content, "local"))
@@ -372,7 +371,7 @@ def test_a_script_that_is_started_twice_runs_the_plugin_once(settings: Settings)
     spec = request.parse(json.dumps(body).encode()).spec(settings)
     folder = Path(spec.folder)
     folder.mkdir(parents=True)
-    document = render(settings, Renderer(), spec).text
+    document = Renderer().render(spec, "sbatch", "bare").text
     (folder / "script").write_text(document)
     starts = [subprocess.Popen(["bash", folder / "script"], stderr=subprocess.PIPE)
               for _ in range(8)]  # fmt: skip

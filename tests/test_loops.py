@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from pman.errors import Ambiguous, EngineError, Unavailable
+from pman.errors import Ambiguous, EngineError, StoreError, Unavailable
 from pman.loops import LONGEST_PAUSE, Loop, Pauses
 from tests.waiting import wait_for, wait_until
 
@@ -207,3 +207,34 @@ async def test_a_defect_pauses_the_loop_and_does_not_end_it(
         loop.hurry()
         await turns()
         assert len(steps.times) > 1
+
+
+async def test_a_store_that_cannot_be_written_is_a_line_and_no_outage_of_the_engine(
+    steps: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps.error = StoreError("the disk is full")
+    loop = Loop("test", steps, LONGEST_PAUSE)
+    async with running(loop):
+        loop.wake()
+        await turns()
+        assert len(steps.times) == 1
+        assert [record.getMessage() for record in caplog.records] == ["test: the disk is full"]
+        assert caplog.records[0].exc_info is None
+        assert loop.outage is None
+        steps.error = None
+        loop.hurry()
+        await turns()
+        assert len(steps.times) > 1
+
+
+@pytest.mark.parametrize("turn", range(8))
+async def test_a_loop_ends_when_it_is_cancelled_at_any_turn(turn: int) -> None:
+    async def step() -> float:
+        return 1000.0
+
+    task = asyncio.create_task(Loop("test", step, 1.0).run())
+    for _ in range(turn):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=SECONDS)
+    assert done == {task}

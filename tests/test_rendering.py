@@ -12,9 +12,10 @@ from hypothesis import example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from pman.errors import SettingsError, TemplateError
+from pman.errors import TemplateError
 from pman.jobs import JobSpec
-from pman.rendering import MAX_DOCUMENT, Renderer, Site, shipped_templates
+from pman.rendering import MAX_DOCUMENT, Renderer, shipped_templates
+from pman.site import Rule, Site
 from tests.hostile import HOSTILE
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,8 +55,8 @@ SITE = Site(
         "partition": "normal",
         "directives": ["--exclusive"],
         "setup": "module load runtime",
-        "rules": [{"match": {"gpu": True}, "set": {"partition": "gpu", "gres": "gpu:a100"}}],
-    }
+    },
+    rules=(Rule(gpu=True, values={"partition": "gpu", "gres": "gpu:a100"}),),
 )
 
 
@@ -70,7 +71,7 @@ def check_syntax(document: str) -> None:
 
 
 def test_the_shipped_templates_are_these() -> None:
-    assert sorted(Renderer().names("sbatch")) == sorted([*RUNTIMES, "base"])
+    assert sorted(Renderer().names("sbatch")) == sorted([*RUNTIMES, "base", "probe"])
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -293,14 +294,11 @@ Render = Callable[..., str]
 
 
 @pytest.fixture
-def render(tmp_path: Path) -> Render:
+def render() -> Render:
     """The document of a template with this text."""
-    folder = tmp_path / "templates" / "sbatch"
-    folder.mkdir(parents=True)
 
     def render_text(text: str, site: Mapping[str, Any] | None = None, **changes: Any) -> str:
-        (folder / "mine.sbatch.j2").write_text(text)
-        renderer = Renderer(folder.parent, Site(site or {}))
+        renderer = Renderer({"sbatch/mine.sbatch.j2": text}, Site(site or {}))
         return renderer.render(dataclasses.replace(PLAIN, **changes), "sbatch", "mine").text
 
     return render_text
@@ -326,6 +324,10 @@ def render(tmp_path: Path) -> Render:
         ("{% block b %}{{ job.auid }}{% endblock %} {{ self.b() }}", "'a b' 'a b'"),
         ("{{ site.x }} {{ site.n }}", "'p q' 1.5"),
         ("{{ 90 | duration }} {{ 1500 | duration }}", "0-01:30:00 1-01:00:00"),
+        ("{{ 1025 | mib_to('G') }} {{ 1024 | mib_to('G') }}", "2 1"),
+        ("{{ 3 | mib_to('bytes') }} {{ 3 | mib_to('K') }} {{ 3 | mib_to('M') }}", "3145728 3072 3"),
+        ("{{ 0 | mib_to('T') }} {{ 1 | mib_to('T') }}", "0 1"),
+        ("{{ job.argv | join(',') }}", "'run,1 2,'"),
         ("{# it's #}{{ job.auid }}", "'a b'"),
     ],
 )
@@ -347,16 +349,26 @@ def test_a_template_of_the_operator_may_extend_a_shipped_one(render: Render) -> 
     check_syntax(document)
 
 
-def test_a_template_of_the_operator_goes_before_the_shipped_one(tmp_path: Path) -> None:
-    (tmp_path / "sbatch").mkdir()
-    (tmp_path / "sbatch" / "bare.sbatch.j2").write_text("mine\n")
-    assert Renderer(tmp_path).render(PLAIN, "sbatch", "bare").text == "mine\n"
+def test_a_template_of_the_operator_goes_before_the_shipped_one() -> None:
+    renderer = Renderer({"sbatch/bare.sbatch.j2": "mine\n"})
+    assert renderer.render(PLAIN, "sbatch", "bare").text == "mine\n"
+
+
+def test_a_template_of_the_operator_may_extend_the_one_that_it_hides() -> None:
+    more = '{% extends "shipped/base.sbatch.j2" %}{% block directives %}#SBATCH --x{% endblock %}'
+    document = Renderer({"sbatch/base.sbatch.j2": more}).render(PLAIN, "sbatch", "bare")
+    assert "\n#SBATCH --x\n" in document.text
+    check_syntax(document.text)
 
 
 @pytest.mark.parametrize(
     ("template", "words"),
     [
         ("\n\n{{ nope }}", "mine.sbatch.j2, line 3: 'nope' is undefined"),
+        (
+            "{% extends 'bare.sbatch.j2' %}{% block setup %}\n{{ nope }}{% endblock %}",
+            "mine.sbatch.j2, line 2: 'nope' is undefined",
+        ),
         ("\n{{ job.nope }}", "mine.sbatch.j2, line 2: .*no attribute 'nope'"),
         ("\n{{ site.nope }}", "mine.sbatch.j2, line 2: .*no attribute 'nope'"),
         ("{% if nope %}{% endif %}", "mine.sbatch.j2, line 1: 'nope' is undefined"),
@@ -381,7 +393,10 @@ def test_a_template_of_the_operator_goes_before_the_shipped_one(tmp_path: Path) 
         ("{% extends 'nope' %}", "no sbatch template 'nope'; there are: apptainer, bare"),
         ("{% include '../secret' %}", "no sbatch template"),
         ("{{ fail('not ' ~ job.type) }}", "^not ds$"),
-        ('\n\n"{{ job.auid }}"', "mine: a value stands inside double quotes in line 3 .*'a b'"),
+        (
+            '\n\n"{{ job.auid }}"',
+            "^sbatch/mine.sbatch.j2: a value stands inside double quotes in line 3 .*'a b'",
+        ),
         ("'{{ job.auid }}'", "inside single quotes in line 1"),
         ("cat <<EOF\n{{ job.auid }}\nEOF", "inside a here-document in line 2"),
         ("x=`echo {{ job.auid }}`", "inside `…` in line 1"),
@@ -391,7 +406,21 @@ def test_a_template_of_the_operator_goes_before_the_shipped_one(tmp_path: Path) 
         ("{% set x %}{{ job.auid }}{% endset %}{{ x }}", "line 1: .*quoted already.*raw"),
         ("{% filter upper %}{{ job.auid }}{% endfilter %}", "changed by a filter"),
         ("{% filter truncate(9, true) %}{{ job.auid }}{% endfilter %}", "changed by a filter"),
-        ("{{ 'x' * 5000000 }}", f"5000000 bytes long; {MAX_DOCUMENT} are the most"),
+        ("{{ 'x' * 5000000 }}", f"longer than {MAX_DOCUMENT} bytes"),
+        ("{{ 'é' * 3000000 }}", f"longer than {MAX_DOCUMENT} bytes"),
+        ("{% for _ in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", f"longer than {MAX_DOCUMENT}"),
+        ("{% include 'mine.sbatch.j2' %}", "mine.sbatch.j2, line 1: it .*includes.* itself"),
+        ("{% extends 'mine.sbatch.j2' %}", "itself without end; .*`shipped/NAME`"),
+        ("{% filter replace(\"'\", '') %}{{ job.auid }}{% endfilter %}", "changed by a filter"),
+        ("{% filter escape %}{{ job.auid }}{% endfilter %}", "changed by a filter"),
+        ("{% set x | lower %}{{ job.image ~ ' A' }}{% endset %}{{ x | raw }}", "by a filter"),
+        ("{% set x %}{{ job.auid }}{% endset %}{{ x | replace(' ', '') | raw }}", "by a filter"),
+        ("echo \x02", r"has the character \\x02 or"),
+        ("{{ fail('x' * 9999) }}", "^x{2000}$"),
+        ("{% set x %}{{ job.auid }}{% endset %}{{ fail('no ' ~ x) }}", "^no 'a b'$"),
+        ("\n{{ 5 | mib_to('GB') }}", "line 2: 'GB' is no unit of memory; there are: bytes, K, M"),
+        ("{# #}\n{{ job.auid", "mine.sbatch.j2, line 2: .*: `{{ job.auid`"),
+        ("\n{{ nope }} # why", r"line 2: 'nope' is undefined: `{{ nope }} # why`"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_told_with_its_place(
@@ -407,80 +436,5 @@ def test_an_unknown_template_is_told_with_those_that_there_are(name: str) -> Non
         Renderer().render(PLAIN, "sbatch", name)
 
 
-def test_a_templates_folder_that_is_not_there_is_told() -> None:
-    with pytest.raises(SettingsError, match="TEMPLATES_DIR /nowhere is not a folder"):
-        Renderer(Path("/nowhere"))
-
-
 def test_the_shipped_templates_are_found() -> None:
     assert (shipped_templates() / "sbatch" / "base.sbatch.j2").is_file()
-
-
-# --- SITE_FILE ---
-
-
-def load_site(folder: Path, text: str) -> Site:
-    path = folder / "site.yaml"
-    path.write_bytes(text.encode(errors="surrogateescape"))
-    return Site.load(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("a: [", "no valid YAML"),
-        ("a: \udcff", "can't be read"),
-        ("- a", "must be a mapping"),
-        ("text", "must be a mapping"),
-        ("rules: {}", "`rules` must look like"),
-        ("rules:", "`rules` must look like"),
-        ("images: []", "`images` must look like"),
-        ("directives: --exclusive", "`directives` must look like"),
-        ("rules: [x]", "rule 1 must have `match` and `set`"),
-        ("rules: [{match: {}, set: {}}, {match: {}}]", "rule 2 must have `match` and `set`"),
-        ("rules: [{match: {}, set: {}, x: 1}]", "rule 1 must have `match` and `set`"),
-        ("rules: [{match: {cpu: 1}, set: {}}]", r"rule 1 matches by \['cpu'\]"),
-        ("rules: [{match: {image: 5}, set: {}}]", "image pattern 5 is no text"),
-        ("images: {1.5: /x.sif}", "image pattern 1.5 is no text"),
-        ("!!python/object/apply:os.system ['touch pwned']", "no valid YAML"),
-    ],
-)
-def test_a_wrong_site_file_is_told_at_the_start(tmp_path: Path, text: str, words: str) -> None:
-    with pytest.raises(SettingsError, match=words) as caught:
-        load_site(tmp_path, text)
-    assert "site.yaml" in str(caught.value)
-
-
-def test_a_site_file_that_is_not_there_is_told() -> None:
-    with pytest.raises(SettingsError, match="SITE_FILE /nowhere can't be read"):
-        Site.load(Path("/nowhere"))
-
-
-def test_an_empty_site_file_is_an_empty_site(tmp_path: Path) -> None:
-    assert load_site(tmp_path, "").for_job(PLAIN) == {"image": None}
-
-
-@pytest.mark.parametrize(
-    ("changes", "partition", "image"),
-    [
-        ({"image": "other"}, "normal", None),
-        ({"image": "docker.io/a/b"}, "normal", "/b.sif"),
-        ({"image": "docker.io/a/c"}, "normal", "/a.sif"),
-        ({"image": "other", "gpu_limit": 1}, "gpu", None),
-        ({"image": "big", "gpu_limit": 1}, "big", None),
-        ({"image": "big"}, "normal", None),
-    ],
-)
-def test_the_last_rule_and_the_first_image_that_match_count(
-    tmp_path: Path, changes: dict[str, Any], partition: str, image: str | None
-) -> None:
-    site = load_site(
-        tmp_path,
-        "partition: normal\n"
-        "images: {docker.io/a/b: /b.sif, docker.io/a/*: /a.sif}\n"
-        "rules:\n"
-        "- {match: {gpu: true}, set: {partition: gpu}}\n"
-        "- {match: {gpu: true, image: big}, set: {partition: big}}\n",
-    )
-    values = site.for_job(dataclasses.replace(PLAIN, **changes))
-    assert (values["partition"], values["image"]) == (partition, image)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pman.errors import SettingsError
-from pman.settings import Engine, Settings, draw, load, parse_container_user
+from pman.settings import Engine, Settings, draw, load, load_client, parse_container_user
 
 USED = {"CONTAINER_ENV": "local", "STOREBASE": "/data"}
 
@@ -125,7 +125,7 @@ def test_every_wrong_setting_has_a_line_and_no_secret_is_shown(
         load(api_token=b"\xff secret")
     lines = str(caught.value).splitlines()
     assert [line.split()[0].rstrip(":") for line in lines] == [
-        *("SSH_PORT", "API_TOKEN", "LOST_AFTER")
+        *("API_TOKEN", "SSH_PORT", "LOST_AFTER")
     ]
     assert "secret" not in str(caught.value)
 
@@ -134,6 +134,35 @@ def test_the_token_is_not_in_what_is_logged_of_the_settings(
     environment: pytest.MonkeyPatch,
 ) -> None:
     assert "secret" not in repr(load(api_token="secret"))
+
+
+def test_who_asks_a_server_needs_none_of_its_settings(clean_environment: None) -> None:
+    assert load_client().pman_url == "http://127.0.0.1:5010"
+    Path(".env").write_text(
+        "STOREBASE=nonsense\nAPI_TOKEN=secret\nPMAN_URL=https://[::1]:1/pman/\n"
+    )
+    settings = load_client()
+    assert (settings.pman_url, settings.api_token) == ("https://[::1]:1/pman", "secret")
+    assert "secret" not in repr(settings)
+    assert load_client(pman_url="http://other").pman_url == "http://other"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:5010", "ftp://host", "http://", "http://host:x", "http://host:99999", "/x"),
+        *("http://a b", "http://host\n", "http://[::1", "http://host:0"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(clean_environment: None, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"PMAN_URL has the value .*http://127\.0\.0\.1:5010"):
+        load_client(pman_url=url)
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated(clean_environment: None) -> None:
+    with pytest.raises(SettingsError, match="API_TOKEN") as caught:
+        load_client(pman_url="http://me:secret@host")
+    assert "secret" not in str(caught.value)
 
 
 def test_every_setting_says_what_it_is() -> None:

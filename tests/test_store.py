@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -13,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pman.errors import SettingsError
+from pman.errors import SettingsError, StoreError
 from pman.jobs import Document, Job, JobSpec, JobState
-from pman.store import Store
+from pman.store import _MIGRATIONS, Store
+from tests.full_disk import no_room_beyond
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -142,6 +142,76 @@ def test_of_many_at_once_one_is_the_current_one(store: Store) -> None:
     assert len(store.in_state(*JobState)) == 1
 
 
+def test_the_newest_jobs_come_first_and_light(store: Store) -> None:
+    for number in (3, 1, 2):
+        store.add(make_job(f"j{number}", accepted_at=NOW + timedelta(seconds=number)))
+    store.keep_log(make_job("j3"), "log")
+    store.add(make_job("gone", accepted_at=NOW + timedelta(days=1)))
+    store.mark_removed(make_job("gone"))
+    jobs, total = store.newest(2)
+    assert ([job.jid for job in jobs], total) == (["j3", "j2"], 3)
+    assert [(job.document.text, job.content, job.log) for job in jobs] == [("", "", None)] * 2
+    assert {job.document.template for job in jobs} == {"bare"}
+
+
+def test_of_jobs_accepted_at_the_same_moment_the_later_one_comes_first(store: Store) -> None:
+    for jid in "bac":
+        store.add(make_job(jid))
+    assert [job.jid for job in store.newest(2)[0]] == ["c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("states", "auid", "wanted"),
+    [
+        ((), None, ["d", "c", "b", "a"]),
+        ((JobState.RUNNING,), None, ["c", "a"]),
+        ((JobState.RUNNING, JobState.LOST), None, ["d", "c", "a"]),
+        ((), "it's", ["d", "c"]),
+        ((), "", []),
+        ((JobState.RUNNING,), "it's", ["c"]),
+        ((JobState.QUEUED,), "cube", []),
+    ],
+)
+def test_jobs_are_listed_by_state_and_user(
+    store: Store, states: tuple[JobState, ...], auid: str | None, wanted: list[str]
+) -> None:
+    kept = {"a": JobState.RUNNING, "b": JobState.FAILED, "c": JobState.RUNNING, "d": JobState.LOST}
+    for jid, state in kept.items():
+        job = make_job(jid, state=state)
+        user = "it's" if jid in "cd" else "cube"
+        store.add(dataclasses.replace(job, spec=dataclasses.replace(job.spec, auid=user)))
+    jobs, total = store.newest(1000, states, auid)
+    assert ([job.jid for job in jobs], total) == (wanted, len(wanted))
+    assert store.newest(1, states, auid)[1] == len(wanted)
+
+
+def test_a_list_of_jobs_reads_no_more_of_them_than_it_tells(store: Store) -> None:
+    """SQLite is asked how: a job that is not told must not cost the reading of its document."""
+    asked: list[str] = []
+    store._db.set_trace_callback(asked.append)
+    store.newest(3, [JobState.RUNNING], "cube")
+    store._db.set_trace_callback(None)
+    (query,) = asked
+    plan = [row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {query}")]
+    scans = [step for step in plan if "jobs" in step]
+    assert len(scans) == 2
+    assert all("INDEX jobs_listed" in step for step in scans), plan
+
+
+def test_a_database_without_the_index_of_lists_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as first:
+        first.setattr("pman.store._MIGRATIONS", _MIGRATIONS[:1])
+        old = Store(tmp_path)
+        old.add(make_job())
+        old.close()
+    store = Store(tmp_path)
+    jobs, total = store.newest(1)
+    store.close()
+    assert ([job.jid for job in jobs], total) == (["j"], 1)
+
+
 def test_jobs_come_oldest_first(store: Store) -> None:
     for number in (3, 1, 2):
         store.add(make_job(f"j{number}", accepted_at=NOW + timedelta(seconds=number)))
@@ -264,16 +334,21 @@ def test_a_database_of_a_newer_pman_is_told(tmp_path: Path) -> None:
         Store(tmp_path)
 
 
-def test_a_full_disk_loses_nothing_and_is_over_when_there_is_room(store: Store) -> None:
+def test_a_full_disk_loses_nothing_and_is_over_when_there_is_room(
+    store: Store, tmp_path: Path
+) -> None:
     store.add(make_job("before"))
     big = make_job("big", content="x" * 10_000_000)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
-    try:
-        with pytest.raises(sqlite3.OperationalError, match=r"full|disk"):
+    words = f"^STATE_DIR {tmp_path}/deep/state can't be used now: .*(full|disk)"
+    with no_room_beyond(1_000_000):
+        with pytest.raises(StoreError, match=words):
             store.add(big)
         assert store.get("big") is None
         assert store.get("before") is not None
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert store.add(big)
+
+
+def test_a_defect_of_pman_is_not_taken_for_a_full_disk(store: Store) -> None:
+    store._db.execute("DROP TABLE events")
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        store.add(make_job())

@@ -20,12 +20,13 @@ import aiohttp
 import yaml
 from aiohttp import web
 
+from pman import sources
 from pman.demo.screen import Screen
 from pman.errors import PmanError
 from pman.gateway import Gateway
 from pman.jobs import JobState
-from pman.rendering import Site
 from pman.settings import Settings, load
+from pman.site import Site
 from pman.web.app import make_app, make_gateway
 
 PACKAGES = ("chris_plugin", "numpy", "PIL", "pydicom")
@@ -135,7 +136,10 @@ def _on_slurm(scratch: Path, image: str, screen: Screen) -> Iterator[Stage]:
             values = {name.lower(): value for name, value in cluster.settings.items()}
             settings = _fresh(**values | {"state_dir": state, "poll_interval": 0.5})
         if image.startswith("/"):
-            site = dict(Site.load(settings.site_file).values)
+            found = sources.read(None, settings.site_file)
+            text = found.site or ""
+            Site.parse(text, found.site_file)  # or it says what is wrong
+            site = yaml.safe_load(text) or {}
             site["images"] = {IMAGE: image} | site.get("images", {})
             site_file = scratch / "site.yaml"
             site_file.write_text(yaml.safe_dump(site, sort_keys=False))  # the first match counts

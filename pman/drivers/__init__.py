@@ -1,11 +1,11 @@
 """What the gateway asks of an engine, and which name means which driver."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pman.errors import EngineError
-from pman.jobs import Job, Observation
+from pman.jobs import Finding, Job, Observation, Verdict
 from pman.settings import Settings
 
 
@@ -40,6 +40,12 @@ class Driver(Protocol):
         For each name that has something left: why.
         """
 
+    def test(self, jobs: Sequence[Job]) -> Mapping[str, Verdict]:
+        """For each name what the scheduler says of the document; nothing is submitted or stored."""
+
+    def check(self) -> Iterable[Finding]:
+        """How the engine and the way to it are. It raises nothing: being away is a finding."""
+
     def close(self) -> None:
         """Let go of connections; jobs go on."""
 
@@ -61,7 +67,7 @@ def _slurm(settings: Settings) -> Driver:
         if settings.ssh_host
         else LocalShell()
     )
-    return SlurmDriver(shell, settings.storage)
+    return SlurmDriver(shell, settings.storage, settings.jobs_folder, settings.poll_interval)
 
 
 def _local(_: Settings) -> Driver:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pman.drivers.slurm_states import Evidence, Row, ended
 from pman.errors import EngineError, Rejected, Unavailable
-from pman.jobs import Job, JobState, Observation
+from pman.jobs import Finding, Job, JobState, Observation, Severity, Verdict
 
 LOG_BYTES = 256 << 10
 """Bytes of a log's tail, at the most."""
@@ -38,14 +38,21 @@ class LocalDriver:
     def close(self) -> None:
         """Nothing is held; the jobs go on."""
 
+    def test(self, jobs: Sequence[Job]) -> Mapping[str, Verdict]:
+        return {job.name: _verdict(job) for job in jobs}
+
+    def check(self) -> Sequence[Finding]:
+        bash = shutil.which("bash")
+        if bash is None:
+            return [Finding(Severity.ERROR, "bash", "it is not on the PATH", "install bash")]
+        return [Finding(Severity.OK, "bash", f"it is {bash}")]
+
     def submit(self, jobs: Sequence[Job]) -> Mapping[str, str | EngineError]:
         return {job.name: self._start(job) for job in jobs}
 
     def _start(self, job: Job) -> str | EngineError:
-        if job.spec.number_of_workers > 1:
-            return Rejected(
-                f"local runs one worker, and the job asks for {job.spec.number_of_workers}"
-            )
+        if refusal := _refusal(job):
+            return Rejected(refusal)
         folder = Path(job.spec.folder)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -173,3 +180,14 @@ def _changed(path: Path) -> datetime | None:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
     except OSError:
         return None
+
+
+def _refusal(job: Job) -> str:
+    """Why this machine does not run ``job``; empty: it does."""
+    workers = job.spec.number_of_workers
+    return f"local runs one worker, and the job asks for {workers}" if workers > 1 else ""
+
+
+def _verdict(job: Job) -> Verdict:
+    refusal = _refusal(job)
+    return Verdict(not refusal, refusal or "this machine has no queue: it would start at once")

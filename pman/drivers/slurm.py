@@ -7,15 +7,19 @@ import io
 import re
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pman.drivers import slurm_check
 from pman.drivers import slurm_states as states
+from pman.drivers import slurm_verdict as verdicts
+from pman.drivers.slurm_cluster import Cluster
 from pman.drivers.slurm_states import Evidence, Row
+from pman.drivers.slurm_verdict import Answer
 from pman.errors import Ambiguous, EngineError, Rejected, Unavailable
-from pman.jobs import Job, JobState, Observation
+from pman.jobs import Finding, Job, JobState, Observation, Verdict
 from pman.shell import Result, Shell
 
 LOG_BYTES = 256 << 10
@@ -141,8 +145,11 @@ done
 exit 0
 """
 
+_TEST = _CLEAN + verdicts.TEST
+
 # What sbatch says, and what it means; the first that fits. Anything else is a refusal.
 _VERDICTS: Sequence[tuple[str, type[EngineError]]] = (
+    ("perjob", Rejected),  # as in QOSMaxWallDurationPerJobLimit: it is over it whenever it comes
     ("unable to contact slurm controller", Unavailable),
     ("connection refused", Unavailable),
     ("slurm temporarily unable to accept job", Unavailable),
@@ -173,32 +180,36 @@ _VERDICTS: Sequence[tuple[str, type[EngineError]]] = (
     ("communication", Ambiguous),
 )
 
+# Of these the ones that are about the job or its partition: everybody else's jobs go on.
+_LATER = (
+    "accounting/qos policy",
+    "maxsubmit",
+    "submit limit",
+    "job limit",
+    "partition not available",
+)
+
 
 class SlurmDriver:
     """Slurm behind ``shell``; the jobs' own folders lie on the shared disk."""
 
-    def __init__(self, shell: Shell, storebase: Path) -> None:
+    def __init__(self, shell: Shell, storebase: Path, jobs_dir: Path, poll_interval: float) -> None:
         self._shell = shell
         self._storebase = str(storebase)
+        self._jobs_dir = str(jobs_dir)
+        self._poll_interval = poll_interval
         self._no_accounting_until = 0.0
 
     def close(self) -> None:
         self._shell.close()
 
     def submit(self, jobs: Sequence[Job]) -> Mapping[str, str | EngineError]:
-        archive = io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            for job in jobs:
-                text = job.document.text.encode()
-                script = tarfile.TarInfo(f"{job.spec.folder}/script")
-                script.size, script.mode = len(text), 0o600
-                tar.addfile(script, io.BytesIO(text))
         result = self._shell.run(
             _SUBMIT,
             self._storebase,
             str(_SBATCH_SECONDS),
             *(job.spec.folder for job in jobs),
-            stdin=archive.getvalue(),
+            stdin=_archive({f"{job.spec.folder}/script": job.document.text for job in jobs}),
             timeout=_SBATCH_SECONDS + 2.0 * len(jobs),
             repeatable=False,
         )
@@ -320,6 +331,27 @@ class SlurmDriver:
         records = _text(result.stdout).split(_RECORD)[:-1]
         return dict(record.split(_FIELD, 1) for record in records)
 
+    def test(self, jobs: Sequence[Job]) -> Mapping[str, Verdict]:
+        scripts = {str(number): job.document.text for number, job in enumerate(jobs)}
+        result = self._shell.run(
+            _TEST,
+            str(_SBATCH_SECONDS),
+            stdin=_archive(scripts),
+            timeout=4 * _SBATCH_SECONDS,  # the script ends before by itself, and clears up
+            limit=64 << 20,
+        )
+        if result.code or result.truncated:
+            words = "its answer is too long" if result.truncated else _words(result.stderr)
+            raise Unavailable(f"sbatch can't be asked on {self._shell.where}: {words}")
+        answers, cluster = verdicts.read(_text(result.stdout))
+        found = [_judged(answer, cluster) for answer in answers]
+        if len(found) < len(jobs):
+            raise Unavailable(f"sbatch was not asked about every job on {self._shell.where}")
+        return {job.name: verdict for job, verdict in zip(jobs, found, strict=True)}
+
+    def check(self) -> Iterable[Finding]:
+        return slurm_check.check(self._shell, self._storebase, self._jobs_dir, self._poll_interval)
+
 
 def _end(job: Job, queued: Row | None, accounted: Row | None, left: Evidence) -> Observation | None:
     """How ``job`` ended by squeue, then sacct, then its folder; None: none of them tells."""
@@ -366,12 +398,46 @@ def _not_back(job: Job, seen: Observation) -> Observation:
     return seen
 
 
-def _verdict(code: str, words: str) -> EngineError:
-    said = "; ".join(
-        re.sub(r"^(sbatch: |error: |Batch job submission failed: )*", "", line.strip())
+def _archive(texts: Mapping[str, str]) -> bytes:
+    """A tar of files by name."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, text in texts.items():
+            data = text.encode()
+            file = tarfile.TarInfo(name)
+            file.size, file.mode = len(data), 0o600
+            tar.addfile(file, io.BytesIO(data))
+    return archive.getvalue()
+
+
+def _said(words: str) -> str:
+    """sbatch's words in one line, without what it puts before them."""
+    return "; ".join(
+        re.sub(
+            r"^(sbatch: |error: |fatal: |allocation failure: |Batch job submission failed: )*",
+            "",
+            line.strip(),
+        )
         for line in words.splitlines()
         if line.strip()
     )
+
+
+def _judged(answer: Answer, cluster: Cluster) -> Verdict:
+    """The verdict in what sbatch said. Raises Unavailable when it is about Slurm, not the job."""
+    said = _said(answer.words)
+    if answer.code == "0":
+        return verdicts.accepted(answer, said, cluster)
+    error = _verdict(answer.code, answer.words)
+    if isinstance(error, Rejected):
+        return verdicts.refused(answer, said, cluster)
+    if any(words in said.lower() for words in _LATER):
+        return verdicts.later(said)
+    raise Unavailable(str(error), error.summary)
+
+
+def _verdict(code: str, words: str) -> EngineError:
+    said = _said(words)
     if code == "124":
         return Ambiguous(f"sbatch did not answer within {_SBATCH_SECONDS} s")
     if code in ("126", "127"):

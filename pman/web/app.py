@@ -1,7 +1,8 @@
 """The aiohttp application: routes, errors as JSON, redirects to the slashed path, health."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from aiohttp import web
 
@@ -9,23 +10,25 @@ import pman
 from pman.drivers import ENGINES
 from pman.errors import PmanError
 from pman.gateway import Gateway
-from pman.rendering import Renderer, Site
 from pman.request import MAX_BODY
 from pman.settings import Settings
 from pman.store import Store
-from pman.web import api
+from pman.templates import Templates
+from pman.web import api, operators
 from pman.web.api import GATEWAY, Handler
 
 log = logging.getLogger(__name__)
 
 routes = web.RouteTableDef()
 
+OPEN = frozenset({"/health/"})
+"""The paths that need no API_TOKEN."""
+
 
 def make_gateway(settings: Settings) -> Gateway:
     """A gateway as the settings say. Raises SettingsError."""
-    renderer = Renderer(settings.templates_dir, Site.load(settings.site_file))
     driver = ENGINES[settings.container_env].make(settings)
-    return Gateway(settings, Store(settings.state_dir), driver, renderer)
+    return Gateway(settings, Store(settings.state_dir), driver, Templates(settings))
 
 
 def make_app(gateway: Gateway) -> web.Application:
@@ -36,6 +39,7 @@ def make_app(gateway: Gateway) -> web.Application:
     )
     app[GATEWAY] = gateway
     app.add_routes(api.routes)
+    app.add_routes(operators.routes)
     app.add_routes(routes)
     app.cleanup_ctx.append(_run_gateway)
     return app
@@ -51,21 +55,37 @@ async def _run_gateway(app: web.Application) -> AsyncIterator[None]:
 
 @routes.get("/health/")
 async def health(request: web.Request) -> web.Response:
-    """200 while pman itself works; an outage of the engine is told, not hidden."""
+    """200 while pman itself works; an outage of the engine is told, not hidden, and so is that the
+    templates on disk are not those in use."""
     gateway = request.app[GATEWAY]
     outage = gateway.outage
+    broken = "ok" if gateway.templates.problem is None else "templates broken"
     return web.json_response(
         {
-            "status": "ok" if outage is None else "engine unavailable",
+            "status": broken if outage is None else "engine unavailable",
             "version": pman.__version__,
             "engine": gateway.engine,
             "outage": None
             if outage is None
             else {"since": outage.since.isoformat(), "reason": outage.reason},
+            "templates": _templates(gateway.templates, api.trusted(request)),
             "jobs": await gateway.counts(),
             "removing": await gateway.removing(),
         }
     )
+
+
+def _templates(templates: Templates, trusted: bool) -> Mapping[str, Any]:
+    """The operator's own words are for those who may see jobs: SITE_FILE may have more in it."""
+    problem = templates.problem
+    told = problem and {
+        "since": problem.since.isoformat(),
+        "file": problem.error.file,
+        "line": problem.error.line,
+        **({"text": problem.error.text, "message": str(problem.error)} if trusted else {}),
+    }
+    loaded = templates.loaded_at
+    return {"loaded_at": loaded.isoformat() if loaded else None, "problem": told}
 
 
 @web.middleware
@@ -106,9 +126,8 @@ async def slash_appended(request: web.Request, handler: Handler) -> web.StreamRe
 
 @web.middleware
 async def token_checked(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """401 for calls of the API without API_TOKEN, where it is set."""
-    token = request.app[GATEWAY].settings.api_token
-    if token and request.path.startswith("/api/") and not api.authorised(request, token):
+    """401 for all but the open paths without API_TOKEN, where it is set."""
+    if request.path not in OPEN and not api.trusted(request):
         return web.json_response(
             {"message": "send the header `Authorization: Bearer <API_TOKEN>`"},
             status=401,

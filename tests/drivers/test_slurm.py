@@ -13,7 +13,7 @@ from pman.drivers import slurm
 from pman.drivers.slurm import BATCH, LOG_BYTES, SlurmDriver
 from pman.errors import Ambiguous, EngineError, Rejected, Unavailable
 from pman.jobs import Document, Job, JobSpec, JobState, Observation
-from pman.shell import LIMIT, LocalShell, Result
+from pman.shell import LIMIT, LocalShell, Result, Shell
 
 FIELD, RECORD = "\x1f", "\x1e"
 
@@ -107,8 +107,8 @@ def job(number: int = 0, *, state: JobState = JobState.QUEUED, text: str = "#!/b
     )
 
 
-def driver(shell: Scripted) -> SlurmDriver:
-    return SlurmDriver(shell, Path("/storebase"))
+def driver(shell: Shell) -> SlurmDriver:
+    return SlurmDriver(shell, Path("/storebase"), Path("/jobs"), 2.0)
 
 
 def observe(*results: Result, jobs: tuple[Job, ...] = (job(),)) -> Mapping[str, Observation]:
@@ -477,12 +477,12 @@ LINES = "".join(f"line {number}\n" for number in range(1000))
 def test_the_end_of_a_log_is_read(tmp_path: Path, content: str | None, tail: int, end: str) -> None:
     if content is not None:
         (tmp_path / "log").write_text(content)
-    assert SlurmDriver(LocalShell(), tmp_path).logs(_in(tmp_path), tail) == end
+    assert driver(LocalShell()).logs(_in(tmp_path), tail) == end
 
 
 def test_a_folder_that_is_away_is_not_an_empty_log(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="not there"):
-        SlurmDriver(LocalShell(), tmp_path).logs(_in(tmp_path / "away"), 10)
+        driver(LocalShell()).logs(_in(tmp_path / "away"), 10)
 
 
 def _in(folder: Path) -> Job:

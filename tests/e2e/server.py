@@ -84,6 +84,11 @@ class Server:
             )
         wait_for(self._answers, 30, "the server to answer", every=0.05)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self, kill: bool = False) -> None:
         """End it as systemd does, or with ``kill`` as a crash does."""
         if self._process is None:

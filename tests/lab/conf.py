@@ -30,7 +30,7 @@ ConstrainSwapSpace=yes
 """
 
 # What the SSH user calls is counted for these.
-COUNTED = ("squeue", "sacct", "sbatch", "scancel", "scontrol", "sinfo")
+COUNTED = ("squeue", "sacct", "sbatch", "scancel", "scontrol", "sinfo", "sacctmgr")
 
 # Debian's own order; the counting wrappers come before it in the SSH user's PATH.
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"

@@ -3,7 +3,8 @@
 import asyncio
 import io
 import json
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -12,8 +13,17 @@ from aiohttp import ClientResponse
 from yarl import URL
 
 import pman
+from pman.errors import Unavailable
+from pman.gateway import Gateway
+from pman.jobs import Document, Verdict
 from pman.request import MAX_BODY
+from pman.settings import Settings
+from pman.store import Store
+from pman.templates import Templates
+from pman.web.api import preview_object
+from pman.web.app import make_app
 from tests.conftest import Client, StartServer, job_body
+from tests.test_gateway import ScriptedDriver
 from tests.waiting import wait_until
 
 JID = "chris-jid-1"
@@ -98,6 +108,85 @@ async def test_a_dry_run_answers_the_document_and_stores_nothing(client: Client)
     assert (await client.get(f"/api/v1/{JID}/")).status == 404
     wrong = await client.post("/api/v1/?dry_run=true", json=job_body(cpu_limit="1000m"))
     assert [*await message(wrong, 400)] == ["cpu_limit"]
+
+
+@pytest.mark.parametrize("query", ["test_only=true", "dry_run=true&test_only=1"])
+async def test_test_only_adds_the_verdict_and_stores_nothing(client: Client, query: str) -> None:
+    answer = await client.post(f"/api/v1/?{query}", json=job_body())
+    assert answer.status == 200
+    shown = await answer.json()
+    assert shown["document"].startswith("#!/bin/bash\n")
+    assert shown["verdict"] == {
+        "accepted": True,
+        "message": "this machine has no queue: it would start at once",
+        "start": None,
+        "partition": "",
+        "nodes": "",
+        "warnings": [],
+    }
+    refused = await client.post(f"/api/v1/?{query}", json=job_body(number_of_workers=2))
+    verdict = (await refused.json())["verdict"]
+    assert verdict["accepted"] is False
+    assert verdict["message"] == "local runs one worker, and the job asks for 2"
+    assert (await client.get(f"/api/v1/{JID}/")).status == 404
+
+
+async def test_a_dry_run_tells_that_the_document_is_wrong_in_its_language(
+    serve: StartServer, tmp_path: Any
+) -> None:
+    """Though the template was right for each sample."""
+    (tmp_path / "mine" / "sbatch").mkdir(parents=True)
+    (tmp_path / "mine" / "sbatch" / "bare.sbatch.j2").write_text(
+        "#!/bin/sh\n{% if job.auid == 'odd' %}if{% endif %}\n"
+    )
+    client = await serve(templates_dir=tmp_path / "mine")
+    answer = await client.post("/api/v1/?dry_run=true", json=job_body(auid="odd"))
+    assert "bare.sbatch.j2: syntax error" in await message(answer, 400)
+
+
+def test_the_answer_has_all_of_a_verdict() -> None:
+    start = datetime(2026, 11, 22, 9, 12, tzinfo=UTC)
+    verdict = Verdict(True, "yes", start, "cpu", "node[1-2]", ("it waits",))
+    assert preview_object(Document("text", "sbatch", "bare"), verdict)["verdict"] == {
+        "accepted": True,
+        "message": "yes",
+        "start": "2026-11-22T09:12:00+00:00",
+        "partition": "cpu",
+        "nodes": "node[1-2]",
+        "warnings": ("it waits",),
+    }
+
+
+@pytest.mark.parametrize("yes", ["True", "TRUE", "1", "yes", "on"])
+async def test_each_way_to_say_yes_is_a_dry_run(client: Client, yes: str) -> None:
+    answer = await client.post(f"/api/v1/?dry_run={yes}", json=job_body())
+    assert answer.status == 200
+    assert (await client.get(f"/api/v1/{JID}/")).status == 404
+
+
+@pytest.mark.parametrize("flag", ["dry_run", "test_only"])
+@pytest.mark.parametrize("value", ["", "ture", "2", "yes please"])
+async def test_what_is_neither_yes_nor_no_does_not_become_a_job(
+    client: Client, flag: str, value: str
+) -> None:
+    answer = await client.post("/api/v1/", params={flag: value}, json=job_body())
+    assert f"write {flag}=true or {flag}=false" in await message(answer, 400)
+    assert (await client.get(f"/api/v1/{JID}/")).status == 404
+
+
+@pytest.mark.parametrize(
+    "query", ["dryrun=true", "dry-run=true", "Dry_Run=true", "dry_run=false&dry_run=true"]
+)
+async def test_a_dry_run_that_is_misspelt_does_not_become_a_job(client: Client, query: str) -> None:
+    answer = await client.post(f"/api/v1/?{query}", json=job_body())
+    assert "write dry_run=true or dry_run=false" in await message(answer, 400)
+    assert (await client.get(f"/api/v1/{JID}/")).status == 404
+
+
+@pytest.mark.parametrize("no", ["false", "0", "No", "off"])
+async def test_each_way_to_say_no_is_a_job(client: Client, no: str) -> None:
+    answer = await client.post(f"/api/v1/?dry_run={no}&test_only={no}", json=job_body())
+    assert answer.status == 201
 
 
 async def test_delete_answers_204_without_a_body(client: Client) -> None:
@@ -355,7 +444,7 @@ async def test_a_refused_job_is_not_kept(client: Client) -> None:
 async def test_a_template_that_refuses_a_job_is_a_400(serve: StartServer, tmp_path: Any) -> None:
     (tmp_path / "mine" / "sbatch").mkdir(parents=True)
     (tmp_path / "mine" / "sbatch" / "bare.sbatch.j2").write_text(
-        "{% if job.gpu_limit %}{{ fail('no GPUs here') }}{% endif %}exit 0"
+        "#!/bin/sh\n{% if job.gpu_limit %}{{ fail('no GPUs here') }}{% endif %}exit 0"
     )
     client = await serve(templates_dir=tmp_path / "mine")
     assert await message(await post(client, gpu_limit=1), 400) == "no GPUs here"
@@ -442,3 +531,69 @@ async def test_health_counts_the_jobs(client: Client) -> None:
     assert health["engine"] == "local"
     assert health["outage"] is None
     assert health["jobs"] == {"succeeded": 1}
+    assert health["templates"]["problem"] is None
+    assert datetime.fromisoformat(health["templates"]["loaded_at"]).tzinfo
+
+
+async def test_health_tells_an_outage_before_broken_templates(
+    settings: Settings, tmp_path: Path, aiohttp_client: Any
+) -> None:
+    (tmp_path / "mine" / "sbatch").mkdir(parents=True)
+    settings = settings.model_copy(update={"templates_dir": tmp_path / "mine"})
+    driver = ScriptedDriver()
+    driver.errors["submit"] = Unavailable("away")
+    gateway = Gateway(settings, Store(settings.state_dir), driver, Templates(settings))
+    client = await aiohttp_client(make_app(gateway))
+    await post(client)
+
+    async def told() -> dict[str, Any] | None:
+        health: dict[str, Any] = await (await client.get("/health/")).json()
+        return health if health["outage"] else None
+
+    assert await wait_until(told, 30, "health to tell the outage")
+    health = await broken(client, tmp_path / "mine")
+    assert health["status"] == "engine unavailable"
+    assert health["outage"]["reason"] == "away"
+    assert datetime.fromisoformat(health["outage"]["since"]).tzinfo
+
+
+async def broken(client: Client, folder: Path) -> dict[str, Any]:
+    """What health tells once a broken template was found."""
+    text = "#!/bin/sh\n{% if %} # secret\n"
+    (folder / "sbatch" / "bare.sbatch.j2").write_text(text)
+
+    async def told() -> dict[str, Any] | None:
+        health: dict[str, Any] = await (await client.get("/health/")).json()
+        return health if health["templates"]["problem"] else None
+
+    found = await wait_until(told, 30, "health to tell of the broken template")
+    assert found is not None
+    return found
+
+
+async def test_health_tells_what_is_wrong_with_a_template(
+    serve: StartServer, tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "sbatch").mkdir(parents=True)
+    client = await serve(templates_dir=tmp_path / "mine")
+    health = await broken(client, tmp_path / "mine")
+    assert health["status"] == "templates broken"
+    problem = health["templates"]["problem"]
+    assert datetime.fromisoformat(problem["since"]).tzinfo
+    assert (problem["file"], problem["line"]) == ("sbatch/bare.sbatch.j2", 2)
+    assert problem["text"] == "{% if %} # secret"
+    assert problem["message"].startswith("sbatch/bare.sbatch.j2, line 2: ")
+    assert problem["message"].endswith(": `{% if %} # secret`")
+    assert (await post(client)).status == 201
+
+
+async def test_where_a_token_is_set_health_shows_nobody_else_the_operators_words(
+    serve: StartServer, tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "sbatch").mkdir(parents=True)
+    client = await serve(templates_dir=tmp_path / "mine", api_token="token")
+    health = await broken(client, tmp_path / "mine")
+    assert "secret" not in json.dumps(health)
+    assert health["templates"]["problem"]["line"] == 2
+    answer = await client.get("/health/", headers={"Authorization": "Bearer token"})
+    assert "secret" in (await answer.json())["templates"]["problem"]["text"]
