@@ -98,9 +98,7 @@ class Templates:
 
     def refresh(self) -> None:
         """Look at the files once more."""
-        self._looking_since = time.monotonic()
         self._note(self._news())
-        self._looking_since = None
 
     @property
     def problem(self) -> Problem | None:
@@ -158,10 +156,13 @@ class Templates:
 
     def _news(self) -> SourceError | None:
         """What is wrong with what is on disk now, as far as it is known."""
+        self._looking_since = time.monotonic()
         try:
             sources = _read(self._settings)
         except SourceError as unreadable:
             return unreadable
+        finally:
+            self._looking_since = None
         if self._tried is not None and self._tried.holds(sources):
             return self._tried.error
         if sources != self._seen:

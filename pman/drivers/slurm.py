@@ -433,7 +433,7 @@ def _judged(answer: Answer, cluster: Cluster) -> Verdict:
         return verdicts.refused(answer, said, cluster)
     if any(words in said.lower() for words in _LATER):
         return verdicts.later(said)
-    raise Unavailable(str(error), error.summary)
+    raise Unavailable(f"Slurm can't be asked: {error}", error.summary)
 
 
 def _verdict(code: str, words: str) -> EngineError:
