@@ -61,7 +61,9 @@ async def run(client: Client, body: Mapping[str, Any]) -> dict[str, Any]:
     return await wait_status(client, *ENDED)
 
 
-WAITS = 'echo begun; until [ -e "$1" ]; do sleep 0.02; done; echo over'
+WAITS = (
+    'echo begun; n=0; until [ -e "$1" ] || [ $((n += 1)) -gt 6000 ]; do sleep 0.02; done; echo over'
+)
 """A plugin that goes on until the file $1 is there."""
 
 

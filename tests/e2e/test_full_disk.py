@@ -16,7 +16,9 @@ FRAME = 4096 + 24
 """Bytes of a page in SQLite's WAL (https://sqlite.org/fileformat2.html#the_write_ahead_log)."""
 
 RUNS = 'echo ran >> "$1/ran"'
-RUNS_UNTIL_GO = f'{RUNS}; until [ -e "$0/go" ]; do sleep 0.05; done'
+RUNS_UNTIL_GO = (
+    f'{RUNS}; n=0; until [ -e "$0/go" ] || [ $((n += 1)) -gt 2400 ]; do sleep 0.05; done'
+)
 
 
 @pytest.fixture

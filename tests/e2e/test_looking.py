@@ -35,7 +35,10 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
 HOSTILE = "\x1b]0;owned\x07"
 """Gives a terminal another title."""
 
-UNTIL_GO = 'until [ -e "$0/go" ]; do sleep 0.05; done; printf "caf\\303\\251 \\033[31m\\n"; exit 3'
+UNTIL_GO = (
+    'n=0; until [ -e "$0/go" ] || [ $((n += 1)) -gt 2400 ]; do sleep 0.05; done; '
+    'printf "caf\\303\\251 \\033[31m\\n"; exit 3'
+)
 """A job that waits for the file ``go`` in its input folder."""
 
 
