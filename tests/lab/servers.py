@@ -90,7 +90,10 @@ def stop(name: str, server: Server, namespace: Namespace) -> None:
             except ProcessLookupError:  # another one took it along
                 continue
         try:
-            wait_for(lambda: not mine(), STOP_SECONDS, f"the end of {name} by {number.name}")
+            # Twice: a session that is forked during one look at /proc is missed by it.
+            wait_for(
+                lambda: not (mine() or mine()), STOP_SECONDS, f"the end of {name} by {number.name}"
+            )
         except TimeoutError:
             if number == signal.SIGKILL:
                 raise
