@@ -117,7 +117,7 @@ class Site:
 
         def errors(found: Iterable[Problem]) -> list[SiteError]:
             in_order = sorted(set(found))
-            return [SiteError(reason, source, line, rows[line][:200]) for line, reason in in_order]
+            return [SiteError(reason, source, line, rows[line]) for line, reason in in_order]
 
         if problems := errors([*content.problems, *site_schema.problems(values, content.lines)]):
             first = problems[0]
@@ -151,10 +151,6 @@ class Site:
         """The template that the last matching rule with one names; empty: none does."""
         names = [rule.template for rule in self.rules if rule.template and rule.matches(spec)]
         return names[-1] if names else ""
-
-    def templates(self) -> list[str]:
-        """The names of the templates that rules choose."""
-        return sorted({rule.template for rule in self.rules if rule.template})
 
     def sample_image(self) -> str:
         """An image that SITE_FILE maps, if it maps any: some runtimes can't run another one."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 from pman.errors import Refusal, SiteError, SourceError, TemplateError, WorkerLost
@@ -62,12 +62,7 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def compile(self, language: str) -> None:
@@ -213,7 +208,7 @@ class _Calls:
         self, values: dict[str, Any], language: str, default: str, chosen: str, check: bool
     ) -> dict[str, Any]:
         spec = _spec(values)
-        template = chosen or self._renderer.site.template_for(spec) or default
+        template = self._template(spec, default, chosen)
         document = self._renderer.render(spec, language, template)
         if check:
             self._renderer.check(document)
@@ -223,9 +218,12 @@ class _Calls:
         self, values: dict[str, Any], language: str, default: str, chosen: str
     ) -> dict[str, Any]:
         spec = _spec(values)
-        template = chosen or self._renderer.site.template_for(spec) or default
+        template = self._template(spec, default, chosen)
         document = self._renderer.render(spec, language, "probe", probed=template)
         return dataclasses.asdict(document)
+
+    def _template(self, spec: JobSpec, default: str, chosen: str) -> str:
+        return chosen or self._renderer.site.template_for(spec) or default
 
 
 def _spec(values: dict[str, Any]) -> JobSpec:

@@ -308,6 +308,15 @@ async def test_a_template_that_cannot_be_used_is_told_at_the_start(
             pass
 
 
+async def test_what_renders_ends_with_the_gateway(
+    settings: Settings, driver: ScriptedDriver
+) -> None:
+    async with running(settings, driver) as gateway:
+        assert gateway.templates._worker is not None
+        process = gateway.templates._worker._process
+    assert process.returncode is not None
+
+
 # --- submit ---
 
 

@@ -133,10 +133,8 @@ def test_the_last_matching_rule_with_a_template_chooses_it() -> None:
         "- {match: {auid: nobody}, template: my.own-1}\n"
     )
     assert [site.template_for(spec) for spec in (PLAIN, GPU)] == ["podman", "apptainer"]
-    assert site.templates() == ["apptainer", "my.own-1", "podman"]
     assert site.for_job(GPU) == {"partition": "gpu", "qos": "gpu", "image": None}
     assert Site().template_for(PLAIN) == ""
-    assert Site().templates() == []
 
 
 # --- samples ---

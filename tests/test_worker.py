@@ -249,10 +249,13 @@ def test_the_chosen_template_goes_before_the_rules_and_they_before_the_default()
 def test_a_document_is_checked_when_that_is_asked_for() -> None:
     with worker(mine="#!/bin/bash\nif\n") as started:
         assert started.render(PLAIN, SBATCH, "mine").text == "#!/bin/bash\nif\n"
-        with pytest.raises(
-            TemplateError, match=r"^sbatch/mine.sbatch.j2: syntax error.* .line \d of the document"
-        ):
+        words = r"^sbatch/mine.sbatch.j2: syntax error.* .line 3 of the document"
+        with pytest.raises(TemplateError, match=words):
             started.render(PLAIN, SBATCH, "mine", check=True)
+    with worker(mine="#!/bin/bash\necho )\n") as started:
+        with pytest.raises(TemplateError) as caught:
+            started.render(PLAIN, SBATCH, "mine", check=True)
+        assert caught.value.text == "echo )"
 
 
 def test_samples_are_of_each_kind_and_of_each_rule() -> None:

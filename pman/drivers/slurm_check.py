@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pman import findings
+from pman.drivers.slurm_cluster import number
 from pman.errors import EngineError, Unavailable
 from pman.jobs import Finding, Severity
 from pman.shell import Shell
@@ -190,18 +191,18 @@ def slurm(node: Answers, poll_interval: float) -> Iterator[Finding]:
 
 
 def _version(version: Answer) -> Finding:
-    number = re.search(r"(\d+)\.(\d+)\S*", version.words)
-    if version.code or number is None:
+    found = re.search(r"(\d+)\.(\d+)\S*", version.words)
+    if version.code or found is None:
         return Finding(
             ERROR,
             "Slurm",
             f"sbatch does not work: {_last(version.words)}",
             "is this a login node of the cluster, with its slurm.conf (or SLURM_CONF)?",
         )
-    if (int(number[1]), int(number[2])) < OLDEST:
-        text = f"version {number[0]}; pman is tested with 22.05 to 26.05"
+    if (int(found[1]), int(found[2])) < OLDEST:
+        text = f"version {found[0]}; pman is tested with 22.05 to 26.05"
         return Finding(WARNING, "Slurm", text, "try `pman check --deep`, and plan an update")
-    return Finding(OK, "Slurm", f"version {number[0]}")
+    return Finding(OK, "Slurm", f"version {found[0]}")
 
 
 def _settings(words: str) -> dict[str, str]:
@@ -222,7 +223,7 @@ def _accounting(accounting: Answer, min_job_age: str, poll_interval: float) -> F
             f"any more {exit_file} meanwhile, and one without it keeps its last state",
             "is slurmdbd up?",
         )
-    age = _number(min_job_age)
+    age = number(min_job_age)
     if not age:  # slurm.conf(5): 0 is never
         return Finding(OK, "accounting", f"off: when Slurm has forgotten a job, {exit_file}")
     text = f"off: {age} s after its end (MinJobAge) Slurm forgets a job, and then {exit_file}"
@@ -258,8 +259,8 @@ def _rate(options: Mapping[str, str], poll_interval: float) -> Finding:
 
     One look of pman may be two calls of the controller.
     """
-    tokens = _number(options.get("rl_refill_rate", "")) or 2
-    period = _number(options.get("rl_refill_period", "")) or 1
+    tokens = number(options.get("rl_refill_rate", "")) or 2
+    period = number(options.get("rl_refill_period", "")) or 1
     text = f"an account has {tokens} calls every {period} s (rl_enable)"
     least = 2 * period / tokens
     if poll_interval >= least:
@@ -309,12 +310,6 @@ def _storebase(seen: Answers, storebase: str) -> Finding:
         remedy = "give it the rights, unless pfcon makes each job's output folder writable for it"
         return Finding(WARNING, "STOREBASE", text, remedy)
     return Finding(OK, "STOREBASE", f"{storebase} can be read and written")
-
-
-def _number(text: str) -> int:
-    """The number that ``text`` begins with (``300 sec``), or 0."""
-    match = re.match(r"\d+", text)
-    return int(match[0]) if match else 0
 
 
 def _last(words: str) -> str:
