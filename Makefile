@@ -40,7 +40,7 @@ lowest: $(INSTALLED)
 	@$(PIP) install uv
 	@$(BIN)/uv --quiet venv --clear $(OLDEST) --python $(BIN)/python
 	@$(BIN)/uv --quiet pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
-	    --editable '.[demo]' --group dev
+	    --editable '.[cromwell,demo]' --group dev
 	$(OLDEST)/bin/python -m pytest -n 4 -p no:cacheprovider -m 'not lab' \
 	    --ignore tests/lab --ignore tests/test_wheel.py
 
@@ -62,7 +62,7 @@ lab: $(INSTALLED)
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	@echo "venv: installing pman and its packages into $(VENV) (a minute or two the first time)"
 	@$(PIP) install --upgrade 'pip>=25.1'
-	@$(PIP) install --editable '.[demo]' --group dev
+	@$(PIP) install --editable '.[cromwell,demo]' --group dev
 	@touch $@
 
 # Debian packs ensurepip, without which a venv has no pip, apart from Python.

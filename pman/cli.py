@@ -52,8 +52,7 @@ def serve(
                 "CONTAINER_ENV=local runs each job on this machine, without a container and "
                 "without limits: it is for trying things, not for users"
             )
-        where = jobs.settings.ssh_host or "this machine"
-        log.info("pman runs jobs on %s of %s, listening on %s:%d", jobs.engine, where, host, port)
+        log.info("pman runs jobs on %s, listening on %s:%d", jobs.engine, host, port)
         web.run_app(make_app(jobs), host=host, port=port, print=None, shutdown_timeout=10)
     except PmanError as error:
         fail(error)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Generic, TypeVar
@@ -81,6 +81,7 @@ class JobDetails(JobLine):
     """The answer of ``GET /jobs/JID/``."""
 
     cmd: str
+    notes: Mapping[str, str] = {}
     history: Sequence[HistoryLine]
     document: DocumentText
     log: str

@@ -24,7 +24,7 @@ from pman.drivers import Driver
 from pman.errors import Conflict, EngineError, NotFound, Rejected
 from pman.joblogs import JobLogs
 from pman.jobs import Event, Job, JobState, Observation, Verdict
-from pman.loops import Loop, Outage, Pauses
+from pman.loops import LONGEST_PAUSE, Loop, Outage, Pauses
 from pman.settings import Settings
 from pman.store import Store
 from pman.templates import Templates
@@ -269,6 +269,7 @@ class Gateway:
                 started_at=seen.started_at or job.started_at,
                 ended_at=(seen.ended_at or now) if seen.state.final else None,
                 missing_since=None,
+                notes={**job.notes, **seen.notes},
             )
         since = job.missing_since or now
         unseen = f"not seen on {self.engine} since {since.astimezone():%Y-%m-%d %H:%M:%S}"
@@ -299,8 +300,10 @@ class Gateway:
         began = time.monotonic()
         stay = await self._call(self._driver.remove, sent) if sent else {}
         for name, reason in stay.items():
-            log.warning("%s can't be removed yet: %s", name, reason)
-            self._remove_again.again(name)
+            pause = self._remove_again.again(name)
+            # Some engines take a moment to end a job: that is no reason to look.
+            level = logging.INFO if pause < LONGEST_PAUSE else logging.WARNING
+            log.log(level, "%s is not removed yet: %s", name, reason)
         await asyncio.to_thread(self._store.forget, [job for job in due if job.name not in stay])
         await self._pace(began)
         return 0.0

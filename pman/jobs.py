@@ -123,6 +123,14 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Complaint:
+    """What is wrong with a document, and in which of its lines; 0: in none alone."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as the store keeps it."""
 
@@ -145,6 +153,8 @@ class Job:
     """Since when the engine, asked and answering, has not known this job; None: it does."""
     log: str | None = None
     """The log's tail, once the job has ended and it was read."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What the driver wrote down for itself, such as where the engine keeps the job's files."""
 
     @property
     def jid(self) -> str:
@@ -165,6 +175,8 @@ class Observation:
     """Set when the job turned out to run under another id than the one known."""
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What the driver wants to find in the job's notes from now on."""
 
 
 @dataclass(frozen=True, slots=True)

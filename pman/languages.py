@@ -1,5 +1,6 @@
 """The languages that documents are written in: where their templates lie, how a value becomes a
-word of the language, and what is wrong with a document before any engine has seen it."""
+word of the language and where it may stand, and what is wrong with a document before any engine
+has seen it."""
 
 import os
 import re
@@ -7,17 +8,11 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pman.quoting import shell_word
+from pman import quoting, wdl
+from pman.jobs import Complaint
+from pman.quoting import Misplaced, shell_word
 
 _BASH_SECONDS = 20
-
-
-@dataclass(frozen=True)
-class Complaint:
-    """What is wrong with a document, and in which of its lines; 0: in none alone."""
-
-    line: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -26,8 +21,11 @@ class Language:
 
     folder: str
     ending: str
-    word: Callable[[str], str]
+    word: Callable[[str | float], str]
     """One value as one word of the language. Raises ValueError for one that can't be."""
+    settled: Callable[[str, str, str], str | Misplaced]
+    """The document of a text whose words stand between two marks, each word as its place wants it;
+    or the first one that can't stand where it does."""
     check: Callable[[str], Complaint | None]
     """The first thing that is wrong with a document; None: nothing is."""
 
@@ -49,6 +47,18 @@ def check_sbatch(text: str) -> Complaint | None:
     return _bash(text)
 
 
+def check_wdl(text: str) -> Complaint | None:
+    """By miniwdl, and by ``bash -n`` for what stands in its commands."""
+    complaint = wdl.check(text)
+    if complaint is not None:
+        return complaint
+    for line, command in wdl.commands(text):
+        wrong = _bash(command)
+        if wrong is not None:
+            return Complaint(line + wrong.line - 1 if wrong.line else 0, wrong.reason)
+    return None
+
+
 def _bash(text: str) -> Complaint | None:
     try:
         done = subprocess.run(
@@ -68,4 +78,7 @@ def _bash(text: str) -> Complaint | None:
     return Complaint(int(place[1]), place[2]) if place else Complaint(0, words)
 
 
-LANGUAGES = {"sbatch": Language("sbatch", ".sbatch.j2", shell_word, check_sbatch)}
+LANGUAGES = {
+    "sbatch": Language("sbatch", ".sbatch.j2", shell_word, quoting.settled, check_sbatch),
+    "wdl": Language("wdl", ".wdl.j2", wdl.literal, wdl.settled, check_wdl),
+}

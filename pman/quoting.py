@@ -12,17 +12,23 @@ from dataclasses import dataclass
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0080-\u009f\u2028\u2029]")
 
 
-def shell_word(text: str) -> str:
-    """``text`` as one word of bash.
+def shell_word(value: str | float) -> str:
+    """``value`` as one word of bash.
 
     Raises ValueError for a NUL byte, which no word can hold.
     """
-    if "\0" in text:
-        raise ValueError(f"{text[:60]!r} has a NUL byte, which no command line can carry")
+    text = no_nul(str(value))
     if not _CONTROL.search(text):
         return shlex.quote(text)
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return "$'" + _CONTROL.sub(_octal, escaped) + "'"
+
+
+def no_nul(text: str) -> str:
+    """``text``. Raises ValueError if it has a NUL byte."""
+    if "\0" in text:
+        raise ValueError(f"{text[:60]!r} has a NUL byte, which no command line can carry")
+    return text
 
 
 def _octal(match: re.Match[str]) -> str:
@@ -31,10 +37,11 @@ def _octal(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class Misplaced:
-    """A value that stands where the shell would not read it as one word."""
+    """A value that stands where its language would not read it as one word."""
 
     line: int
     where: str
+    remedy: str = "write it outside of them (it is quoted already), or into a variable first"
 
 
 _PLAIN = "plain text"
@@ -142,6 +149,13 @@ def misplaced_words(text: str, begin: str, end: str) -> Iterator[Misplaced]:
             at = stop
         else:
             at += 1
+
+
+def settled(text: str, begin: str, end: str) -> str | Misplaced:
+    """The script without the marks; or the first value that is misplaced."""
+    for wrong in misplaced_words(text, begin, end):
+        return wrong
+    return text.replace(begin, "").replace(end, "")
 
 
 def _line(text: str, at: int) -> int:

@@ -23,9 +23,10 @@ import pman
 from pman.errors import Refusal, TemplateError
 from pman.jobs import INCOMING, OUTGOING, Document, JobSpec
 from pman.languages import LANGUAGES, Language
-from pman.quoting import misplaced_words
+from pman.quoting import Misplaced
 from pman.site import Site
 from pman.sources import read as read_sources
+from pman.wdl import split_folders, unquoted
 
 MAX_DOCUMENT = 4 << 20
 """Bytes of a document, at the most: Slurm's default max_script_size (slurm.conf(5))."""
@@ -146,6 +147,7 @@ _FILTERS: Mapping[str, Callable[..., object]] = {
     "with_env": _with_env,
     "on_host": _on_host,
     "enroot_image": _enroot_image,
+    "unquoted": unquoted,
 }
 
 
@@ -165,7 +167,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         self.language = language
         self.filters.update(_FILTERS, word=self._word)
-        self.globals.update(fail=_fail)
+        self.globals.update(fail=_fail, split_folders=split_folders)
 
     def _generate(
         self,
@@ -193,10 +195,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             return " ".join(self._quoted(item) for item in value)
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise ValueError(f"a value is {value!r}, which can't be written as text")
-        text = str(value)
-        if marks.begin in text:
+        if marks.begin in str(value):
             raise ValueError("a value is quoted already: write it with `| raw`")
-        return marks.around(self.language.word(text))
+        return marks.around(self.language.word(value))
 
 
 def _is_text(node: nodes.Expr, macros: Iterable[str]) -> bool:
@@ -286,18 +287,18 @@ class Renderer:
             marks.check(text)
         except ValueError as error:
             raise TemplateError(str(error), path) from None
-        for wrong in misplaced_words(text, marks.begin, marks.end):
-            line = text.split("\n")[wrong.line - 1]
+        settled = LANGUAGES[language].settled(text, marks.begin, marks.end)
+        if isinstance(settled, Misplaced):
+            line = text.split("\n")[settled.line - 1]
             raise TemplateError(
-                f"a value stands inside {wrong.where} in line {wrong.line} of the document: write "
-                "it outside of them (it is quoted already), or into a variable first",
+                f"a value stands inside {settled.where} in line {settled.line} of the document: "
+                f"{settled.remedy}",
                 path,
                 text=marks.off(line),
             )
-        text = marks.off(text)
-        if len(text.encode()) > MAX_DOCUMENT:
+        if len(settled.encode()) > MAX_DOCUMENT:
             raise _too_long()
-        return Document(text, language, template)
+        return Document(settled, language, template)
 
     def check(self, document: Document) -> None:
         """Raises TemplateError when ``document`` is wrong in its language."""

@@ -62,6 +62,9 @@ def _extremes(usual: Sample) -> Iterator[Sample]:
         argv=(*plain.argv, *_HOSTILE),
         env={f"SAMPLE_{number}": text for number, text in enumerate(_HOSTILE)},
         labels={**plain.labels, "sample": " ".join(_HOSTILE[:2])},
+    )
+    folders = replace(
+        plain,
         input_dir=f'{plain.input_dir} it\'s $(a) "b"',
         output_dir=f"{plain.output_dir}/100%",
     )
@@ -71,6 +74,7 @@ def _extremes(usual: Sample) -> Iterator[Sample]:
         "with 8 workers": replace(plain, number_of_workers=8),
         "with no argument": replace(plain, argv=plain.argv[:1]),
         "without limits": without,
-        "with hostile values": hostile,
+        "with hostile values": hostile,  # apart: a template may refuse such folders
+        "with hostile folders": folders,
     }.items():
         yield replace(usual, what=f"{usual.what} {kind}", spec=spec, extreme=True)

@@ -12,8 +12,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pman.errors import SettingsError
 
-BUILT_ENGINES = ("slurm", "local")
+BUILT_ENGINES = ("slurm", "cromwell", "local")
 """The values of CONTAINER_ENV that this version runs jobs on."""
+
+LABEL_CHARACTERS = 255
+"""Of a label's key and of its value, at the most: what Cromwell takes."""
 
 Engine = Literal[
     "docker", "podman", "swarm", "kubernetes", "openshift", "cromwell", "slurm", "local"
@@ -48,16 +51,10 @@ class ClientSettings(BaseSettings):
     @field_validator("pman_url")
     @classmethod
     def _url(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable or not value.isprintable() or " " in value:
-            raise ValueError("give the server's address, such as http://127.0.0.1:5010")
-        if parts.username is not None or parts.query or parts.fragment:
+        url = _http_url(value, "give the server's address, such as http://127.0.0.1:5010")
+        if urlsplit(url).username is not None:
             raise ValueError("give the address alone; the token belongs into API_TOKEN")
-        return value.rstrip("/")
+        return url
 
 
 class Settings(ClientSettings):
@@ -66,13 +63,15 @@ class Settings(ClientSettings):
     # What runs the jobs
     container_env: Engine = Field(
         "docker",
-        description="The engine that runs the jobs. This version has `slurm` and `local` "
-        "(this machine, without a container: for trying things).",
+        description="The engine that runs the jobs. This version has `slurm`, `cromwell` (Slurm "
+        "through a Cromwell server) and `local` (this machine, without a container: for trying "
+        "things).",
     )
     template: Annotated[Mapping[str, str], NoDecode] = Field(
         {},
         description="The template's name without folder and ending, or one for each engine: "
-        "`slurm=apptainer,local=bare`. Default: `apptainer` on slurm, `bare` on local.",
+        "`slurm=apptainer,local=bare`. Default: `apptainer` on slurm, `chris` on cromwell, `bare` "
+        "on local.",
     )
     templates_dir: Path | None = Field(
         None, description="A folder with templates of your own, searched before the shipped ones."
@@ -84,8 +83,8 @@ class Settings(ClientSettings):
     # Where the data is
     storage_type: Literal["host"] | None = Field(
         None,
-        description="Where the data lies. On slurm and local it is `host`: a folder that has the "
-        "same path on every node.",
+        description="Where the data lies. On slurm, cromwell and local it is `host`: a folder that "
+        "has the same path on every node.",
     )
     storebase: Path | None = Field(
         None, description="The folder of ChRIS's data, the same path on every node. Required."
@@ -93,18 +92,37 @@ class Settings(ClientSettings):
     jobs_dir: Path | None = Field(
         None,
         description="Where each job's own folder (script, log, lock, exit file) lies as the nodes "
-        "see it. Default: `.pman` in STOREBASE.",
+        "see it. Default: `.pman` in STOREBASE. Cromwell has a folder of its own for that.",
     )
     state_dir: Path = Field(
         Path("pman-state"),
         description="The folder of pman's own database, on a local disk of this machine.",
     )
 
+    # The way to Cromwell
+    cromwell_url: str = Field(
+        "",
+        repr=False,
+        description="Cromwell's address, such as `http://127.0.0.1:8000`. Required on cromwell. "
+        "The `user:password@` of a proxy before it may stand in it.",
+    )
+    cromwell_paths: Annotated[Mapping[str, str], NoDecode] = Field(
+        {},
+        description="How Cromwell's paths read on the login node or, without SSH_HOST, on this "
+        "machine: `/cromwell-executions=/mnt/cromwell-executions`. Default: the same.",
+    )
+    cromwell_config: str = Field(
+        "",
+        description="Cromwell's configuration file, by its path on the login node or, without "
+        "SSH_HOST, on this machine. Only `pman check` reads it.",
+    )
+
     # The way to the login node
     ssh_host: str = Field(
         "",
         description="The login node, or its alias in SSH_CONFIG_FILE. Empty: Slurm's commands run "
-        "on this machine.",
+        "on this machine. On cromwell: where Slurm is asked and logs are read; empty: Slurm is not "
+        "asked, and logs are read on this machine.",
     )
     ssh_port: int | None = Field(
         None, ge=1, le=65535, description="Default: the config's, else 22."
@@ -131,7 +149,10 @@ class Settings(ClientSettings):
 
     # What jobs get
     timelimit_minutes: int | None = Field(
-        None, ge=1, description="The time limit of each job, in minutes. Default: the cluster's."
+        None,
+        ge=1,
+        description="The time limit of each job, in minutes. Required on cromwell. Default: the "
+        "cluster's.",
     )
     container_user: str = Field(
         "",
@@ -145,7 +166,9 @@ class Settings(ClientSettings):
         None, ge=1, description="Size of /dev/shm in MiB, where the runtime has such an option."
     )
     job_labels: Annotated[Mapping[str, str], NoDecode] = Field(
-        {}, description="Labels on each job, `key=value,key=value`. On Slurm: the comment."
+        {},
+        description="Labels on each job, `key=value,key=value`. On slurm: the comment; on "
+        "cromwell: the workflow's labels.",
     )
     ignore_limits: bool = Field(
         False, description="No CPU and memory limits on jobs (GPUs are still asked for)."
@@ -183,10 +206,24 @@ class Settings(ClientSettings):
             raise ValueError(f"{min(unknown)!r} is none of {', '.join(get_args(Engine))}")
         return value
 
-    @field_validator("job_labels", mode="before")
+    @field_validator("job_labels", "cromwell_paths", mode="before")
     @classmethod
     def _labels(cls, value: object) -> object:
         return _pairs(value) if isinstance(value, str) else value
+
+    @field_validator("cromwell_url")
+    @classmethod
+    def _cromwell(cls, value: str) -> str:
+        remedy = "give Cromwell's address, such as http://127.0.0.1:8000"
+        return _http_url(value, remedy) if value else value
+
+    @field_validator("cromwell_paths")
+    @classmethod
+    def _paths(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for path in [*value, *value.values()]:
+            if not path.startswith("/"):
+                raise ValueError(f"{path!r} is no absolute path; write /theirs=/ours")
+        return value
 
     @field_validator("container_user")
     @classmethod
@@ -218,6 +255,8 @@ class Settings(ClientSettings):
             raise ValueError(
                 "STOREBASE is not set: give the folder of ChRIS's data, the same on every node"
             )
+        if self.container_env == "cromwell":
+            _labels_for_cromwell(self.job_labels)
         if self.storebase.is_relative_to(self.jobs_folder):
             raise ValueError(
                 f"JOBS_DIR {self.jobs_folder} holds STOREBASE, so every job could change the "
@@ -257,11 +296,34 @@ def _validated(kind: type[S], overrides: Mapping[str, Any]) -> S:
         for wrong in error.errors():
             name = ".".join(str(part) for part in wrong["loc"]).upper()
             reason = wrong["msg"].removeprefix("Value error, ")
-            password = name == "PMAN_URL" and "@" in str(wrong["input"])
+            password = name in ("PMAN_URL", "CROMWELL_URL") and "@" in str(wrong["input"])
             secret = name == "API_TOKEN" or password
             value = "" if secret or not name else f" has the value {wrong['input']!r}"
             lines.append(f"{name}{value}: {reason}" if name else reason)
         raise SettingsError("\n".join(lines)) from None
+
+
+def _http_url(value: str, remedy: str) -> str:
+    """``value`` without slashes at its end. Raises ValueError with ``remedy``."""
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not value.isprintable() or " " in value or parts.query or parts.fragment:
+        raise ValueError(remedy)
+    return value.rstrip("/")
+
+
+def _labels_for_cromwell(labels: Mapping[str, str]) -> None:
+    """Cromwell would refuse every job for a label that is too long. Raises ValueError."""
+    for key, value in labels.items():
+        for what, text in (("key", key), ("value", value)):
+            if len(text) > LABEL_CHARACTERS:
+                raise ValueError(
+                    f"JOB_LABELS: the {what} {text[:20]}… has {len(text)} characters, and Cromwell "
+                    f"takes no more than {LABEL_CHARACTERS}: shorten it"
+                )
 
 
 def parse_container_user(value: str) -> tuple[range | None, range | None]:

@@ -5,9 +5,10 @@ is on the disk when it returns (``synchronous=FULL``): a job that was answered 2
 """
 
 import fcntl
+import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -55,15 +56,18 @@ _MIGRATIONS = (
     CREATE INDEX jobs_listed ON jobs (accepted_at, state, json_extract(spec, '$.auid'))
         WHERE NOT removing;
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN notes TEXT NOT NULL DEFAULT '{}';
+    """,
 )
 """The schema, step by step; SQLite's user_version counts the steps that a file has seen."""
 
 _TIMES = ("accepted_at", "started_at", "ended_at", "missing_since")
 _COLUMNS = (
     "jid generation name spec content document language template engine engine_id state message "
-    "accepted_at started_at ended_at missing_since log"
+    "accepted_at started_at ended_at missing_since log notes"
 ).split()
-_CHANGING = "state message engine_id started_at ended_at missing_since".split()
+_CHANGING = "state message engine_id started_at ended_at missing_since notes".split()
 """What ``update`` writes; the rest is written once."""
 
 _LARGE = {"content": "''", "document": "''", "log": "NULL"}
@@ -322,6 +326,8 @@ def _values(job: Job) -> dict[str, Any]:
 
 def _column(job: Job, name: str) -> Any:
     value = getattr(job, name)
+    if isinstance(value, Mapping):
+        return json.dumps(value, sort_keys=True)
     return value.timestamp() if isinstance(value, datetime) else value
 
 
@@ -333,5 +339,6 @@ def _job(row: sqlite3.Row) -> Job:
         spec=JobSpec.from_json(values.pop("spec")),
         document=Document(values.pop("document"), values.pop("language"), values.pop("template")),
         state=JobState(values.pop("state")),
+        notes=json.loads(values.pop("notes")),
         **values,
     )

@@ -216,6 +216,8 @@ def _fields(job: JobDetails) -> Iterator[tuple[str, Text]]:
     yield "job", Text(one_line(job.jid) + again)
     number = f", id {job.engine_id}" if job.engine_id else ""
     yield "engine", Text(one_line(job.engine + number))
+    for name, value in job.notes.items():
+        yield name, Text(one_line(value))
     yield "image", Text(one_line(job.image))
     yield "cmd", Text(one_line(job.cmd))
     yield "user", Text(one_line(job.auid))
@@ -234,7 +236,7 @@ def _heading(text: str) -> Text:
 def _head(job: JobDetails, recent: int = 0) -> Iterator[Text]:
     """Fields and history; of the history the last ``recent`` lines, 0: all."""
     for name, value in _fields(job):
-        yield Text.assemble((f"{name:<10}", "dim"), value)
+        yield Text.assemble((f"{one_line(name):<10}", "dim"), value)
     yield _heading("history")
     for event in job.history[-recent:]:
         yield Text.assemble(

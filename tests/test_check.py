@@ -8,9 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,7 @@ from typer.testing import CliRunner, Result
 from pman import check
 from pman.cli import app
 from pman.drivers.local import LocalDriver
-from pman.errors import Ambiguous, EngineError, Unavailable
-from pman.jobs import Finding, Job, JobSpec, JobState, Observation, Severity, Verdict
-from pman.samples import Sample
+from pman.jobs import Finding, Severity, Verdict
 from pman.settings import Settings
 from pman.sources import Sources
 from pman.worker import Worker
@@ -205,6 +201,45 @@ def test_settings_that_will_hardly_be_meant(
     assert finding.remedy
 
 
+def cromwell(tmp_path: Path, **values: Any) -> Settings:
+    given = {"cromwell_url": "http://127.0.0.1:8000", "timelimit_minutes": 60}
+    return slurm(tmp_path, **{"container_env": "cromwell", **given, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "subject", "words"),
+    [
+        ({"ssh_user": "x"}, "SSH_HOST", "so Slurm is not asked and SSH_USER has no effect"),
+        ({"jobs_dir": "/x"}, "JOBS_DIR", "on cromwell JOBS_DIR has no effect"),
+        ({"poll_interval": 0.9}, "POLL_INTERVAL", "0.9 s: sites ban"),
+        (
+            {"container_env": "slurm", "timelimit_minutes": None},
+            "CROMWELL_URL",
+            "on slurm CROMWELL_URL has no effect",
+        ),
+        (
+            {"container_env": "local", "cromwell_url": "", "cromwell_config": "/x"},
+            "CROMWELL_CONFIG",
+            "on local CROMWELL_CONFIG has no effect",
+        ),
+    ],
+)
+def test_settings_of_cromwell_that_will_hardly_be_meant(
+    clean_environment: None, tmp_path: Path, values: dict[str, Any], subject: str, words: str
+) -> None:
+    (finding,) = about(subject, check.of_settings(cromwell(tmp_path, **values)))
+    assert finding.severity is WARNING
+    assert words in finding.text
+    assert finding.remedy
+
+
+def test_settings_of_cromwell_that_are_well(clean_environment: None, tmp_path: Path) -> None:
+    values = {"ssh_host": "login", "ssh_user": "x", "cromwell_config": "/x"}
+    found = list(check.of_settings(cromwell(tmp_path, **values)))
+    assert worst(found).severity is OK
+    assert not about("TIMELIMIT_MINUTES", found)
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -341,62 +376,14 @@ def test_shm_size_with_a_template_that_has_no_such_option(
     with Worker(Sources()) as worker:
         found = about("SHM_SIZE", check.of_templates(settings, Sources(), worker))
     assert [finding.severity for finding in found] == [WARNING] * warned
+    assert all("podman" in finding.remedy for finding in found)
 
 
-RUNTIMES = ["apptainer", "bare", "charliecloud", "podman", "pyxis", "sarus", "shifter"]
-
-
-@pytest.mark.parametrize("template", RUNTIMES)
-def test_the_probe_is_the_sites_template_but_for_what_it_runs(
-    clean_environment: None, tmp_path: Path, template: str
-) -> None:
-    settings = slurm(tmp_path, template=template)
-    site = "setup: module load it\nimages: {'*': /i.sif}\npartition: debug\n"
-    with Worker(Sources(site=site)) as worker:
-        (job,) = check.probes(settings, worker)
-        sent = worker.render(job.spec, "sbatch", template).text
-    before, runs = sent.split("\nrun() {\n")
-    assert job.document.text.startswith(before)
-    assert runs.split("\n}\n")[-1] == job.document.text.split("\n}\n")[-1]
-    assert "--time=0-00:01:00" in before
-    assert "/share/outgoing" not in job.document.text
-    subprocess.run(["bash", "-n"], input=job.document.text, text=True, check=True)
-
-
-def test_each_rule_of_site_file_has_a_probe_of_its_own(
-    clean_environment: None, tmp_path: Path
-) -> None:
-    rules = (
-        "rules:\n- {match: {gpu: true}, set: {partition: gpu}}\n"
-        "- {match: {auid: x}, template: podman}\n"
-        "- {match: {type: fs}, template: mine}\n"
-    )
-    own = {"sbatch/mine.sbatch.j2": "{{ fail('no fs here') }}"}
-    with Worker(Sources(own, rules)) as worker:
-        plain, gpu, podman = check.probes(slurm(tmp_path), worker)
-    assert [job.jid for job in (plain, gpu, podman)] == [
-        "pman-check",
-        "pman-check-rule-1",
-        "pman-check-rule-2",
-    ]
-    assert len({job.name for job in (plain, gpu, podman)}) == 3
-    assert "--partition=gpu\n" in gpu.document.text
-    assert "runtime=(podman)" in podman.document.text
-
-
-def test_the_probes_are_bounded(clean_environment: None, tmp_path: Path) -> None:
-    rules = "rules:\n" + "- {match: {gpu: true}, set: {partition: gpu}}\n" * check.PROBES
-    with Worker(Sources(site=rules)) as worker:
-        assert len(check.probes(slurm(tmp_path), worker)) == check.PROBES
-
-
-def test_a_probe_is_of_its_rules_template_though_a_later_rule_fits_it_too(
-    clean_environment: None, tmp_path: Path
-) -> None:
-    rules = "- {match: {gpu: true}, template: podman}\n- {match: {type: ds}, template: bare}\n"
-    with Worker(Sources(site=f"rules:\n{rules}")) as worker:
-        _, gpu, _ = check.probes(slurm(tmp_path), worker)
-    assert "runtime=(podman)" in gpu.document.text
+def test_shm_size_on_cromwell_is_left_out(clean_environment: None, tmp_path: Path) -> None:
+    settings = slurm(tmp_path, container_env="cromwell", shm_size=64)
+    with Worker(Sources()) as worker:
+        (finding,) = about("SHM_SIZE", check.of_templates(settings, Sources(), worker))
+    assert (finding.severity, finding.remedy) == (WARNING, "leave it out")
 
 
 # --- templates and SITE_FILE ---
@@ -450,61 +437,6 @@ def test_a_plain_job_and_one_for_each_rule_is_asked_about(pman: Pman, tmp_path: 
     done = pman(site_file=site_file(tmp_path, rules=rules))
     assert re.search(r"^ok      verdict +a plain job is accepted: this machine", done.stdout, re.M)
     assert "a job that fits rule 1 of SITE_FILE (line 2) is accepted" in done.stdout
-
-
-RULES = (
-    "rules:\n- {match: {gpu: true}, template: podman}\n"
-    "- {match: {type: fs}, template: mine}\n- {match: {type: ds}, template: bare}\n"
-)
-
-
-@pytest.fixture
-def asked(clean_environment: None, tmp_path: Path) -> Iterator[Mapping[str, tuple[Sample, Job]]]:
-    own = {"sbatch/mine.sbatch.j2": "{{ fail('no fs here') }}"}
-    with Worker(Sources(own, RULES)) as worker:
-        yield check.sample_jobs(slurm(tmp_path), worker)
-
-
-def test_each_sample_is_asked_about_as_its_rule_would_send_it(
-    asked: Mapping[str, tuple[Sample, Job]],
-) -> None:
-    """But for the rule whose jobs the template refuses: they are not sent."""
-    assert [(sample.rule, job.document.template) for sample, job in asked.values()] == [
-        (0, "bare"),
-        (1, "podman"),
-        (3, "bare"),
-    ]
-    for name, (_, job) in asked.items():
-        assert f"#SBATCH --job-name={name}\n" in job.document.text
-
-
-def test_what_the_scheduler_says_of_each(asked: Mapping[str, tuple[Sample, Job]]) -> None:
-    plain, gpu, late = asked
-    verdicts = {
-        plain: Verdict(accepted=True, message="it would start"),
-        gpu: Verdict(accepted=False, message="refused by Slurm: no such partition"),
-        late: Verdict(accepted=True, message="yes", warnings=("it waits", "it is dear")),
-    }
-    found = list(check.of_verdicts(Engine(test=verdicts), asked))
-    assert [(finding.severity, finding.text) for finding in found] == [
-        (OK, "a plain job is accepted: it would start"),
-        (
-            ERROR,
-            "a job that fits rule 1 of SITE_FILE (line 2) is refused: refused by Slurm: no such "
-            "partition",
-        ),
-        (WARNING, "a job that fits rule 3 of SITE_FILE (line 4) is accepted, and it waits"),
-        (WARNING, "a job that fits rule 3 of SITE_FILE (line 4) is accepted, and it is dear"),
-    ]
-    assert "sinfo" in found[1].remedy
-
-
-def test_a_scheduler_that_cannot_be_asked_is_a_warning(
-    asked: Mapping[str, tuple[Sample, Job]],
-) -> None:
-    (finding,) = check.of_verdicts(Engine(test=Unavailable("slurmctld is away")), asked)
-    assert finding.severity is WARNING
-    assert "the scheduler can't be asked: slurmctld is away" in finding.text
 
 
 def test_a_refused_sample_is_the_exit_code_and_no_test_job_is_run(
@@ -598,158 +530,3 @@ def test_what_was_begun_is_removed_when_it_is_stopped(
     assert b"stopped: " in out
     assert list((values["storebase"] / ".pman").iterdir()) == []
     assert not Path(f"/proc/{here.read_text().strip()}").exists()
-
-
-# --- test jobs, on engines that don't behave ---
-
-
-class Engine(LocalDriver):
-    """An engine that does as it is told, and keeps what it was asked to remove."""
-
-    def __init__(self, **answers: Any) -> None:
-        super().__init__()
-        self.answers = answers
-        self.removed: list[str] = []
-
-    def _answer(self, call: str, jobs: Sequence[Job]) -> Any:
-        answer = self.answers.get(call)
-        if isinstance(answer, EngineError):
-            raise answer
-        return {job.name: answer for job in jobs} if answer is not None else {}
-
-    def test(self, jobs: Sequence[Job]) -> Mapping[str, Verdict]:
-        answer = self.answers["test"]
-        if isinstance(answer, EngineError):
-            raise answer
-        return {job.name: answer[job.name] for job in jobs}
-
-    def submit(self, jobs: Sequence[Job]) -> Mapping[str, str | EngineError]:
-        return self._answer("submit", jobs) or {job.name: "17" for job in jobs}
-
-    def observe(self, jobs: Sequence[Job]) -> Mapping[str, Observation]:
-        answer: Mapping[str, Observation] = self._answer("observe", jobs)
-        return answer
-
-    def logs(self, job: Job, tail: int) -> str:
-        log = self._answer("logs", [job])
-        return str(log.get(job.name, ""))
-
-    def remove(self, jobs: Sequence[Job]) -> Mapping[str, str]:
-        self.removed += [job.name for job in jobs]
-        answer: Mapping[str, str] = self._answer("remove", jobs)
-        return answer
-
-
-@pytest.fixture
-def job(settings: Settings) -> Job:
-    with Worker(Sources()) as worker:
-        (probe,) = check.probes(settings, worker)
-    return probe
-
-
-def run(engine: Engine, *jobs: Job, within: float = 0.2) -> list[Finding]:
-    found = list(check.run(engine, jobs, 0.01, threading.Event(), within))
-    assert engine.removed == [job.name for job in jobs]
-    return found
-
-
-def test_a_job_that_waits_says_for_what(job: Job) -> None:
-    waits = Observation(JobState.QUEUED, "waiting: Resources (for free nodes)")
-    (finding,) = run(Engine(observe=waits), job)
-    assert finding.severity is WARNING
-    assert finding.text == "not at its end after 0.2 s: waiting: Resources (for free nodes)"
-    assert "squeue --start" in finding.remedy
-
-
-@pytest.mark.parametrize(
-    ("answers", "severity", "words"),
-    [
-        ({"submit": Unavailable("no way")}, ERROR, "not submitted: no way"),
-        ({"submit": Ambiguous("cut off")}, ERROR, "not submitted: cut off"),
-        ({"observe": Unavailable("squeue is away")}, WARNING, "0.2 s: squeue is away"),
-        ({}, WARNING, "0.2 s: not seen yet"),
-        (
-            {"observe": Observation(JobState.FAILED, "out"), "logs": Unavailable("disk away")},
-            ERROR,
-            "out; its log ends with: disk away",
-        ),
-    ],
-)
-def test_engines_in_trouble(
-    job: Job, answers: dict[str, Any], severity: Severity, words: str
-) -> None:
-    (finding,) = run(Engine(**answers), job)
-    assert finding.severity is severity
-    assert words in finding.text
-
-
-@pytest.mark.parametrize("answer", ["busy", Unavailable("busy")])
-def test_what_cannot_be_removed_is_told_with_the_way_to_do_it(job: Job, answer: Any) -> None:
-    *_, finding = run(Engine(remove=answer), job)
-    assert (finding.severity, finding.text) == (WARNING, "it could not be removed: busy")
-    assert finding.remedy == f"scancel --name={job.name}; rm -r {job.spec.folder}"
-
-
-def test_several_jobs_go_out_together_and_each_is_told(job: Job) -> None:
-    other = replace(job, spec=replace(job.spec, jid="other", name="other.1"))
-    failed = Observation(JobState.FAILED, "exit code 3")
-    found = run(Engine(observe=failed), job, other)
-    assert [finding.subject for finding in found] == [job.jid, "other"]
-
-
-def test_nothing_is_begun_once_it_was_stopped(job: Job) -> None:
-    stopped = threading.Event()
-    stopped.set()
-    engine = Engine()
-    assert list(check.run(engine, [job], 0.01, stopped)) == []
-    assert engine.removed == []
-
-
-def test_jobs_are_removed_when_nobody_listens_any_more(job: Job) -> None:
-    engine = Engine(observe=Observation(JobState.FAILED, "out"))
-    findings = check.run(engine, [job], 0.01, threading.Event())
-    next(findings)
-    del findings
-    assert engine.removed == [job.name]
-
-
-# --- what a node tells ---
-
-LOG = "noise\nnode=n1\nclock=1000\nbash=5.2\nwritable=yes\nscratch=/tmp\nfree=4194304\n"
-
-
-@pytest.fixture
-def ended(spec: JobSpec, job: Job) -> Job:
-    return replace(job, spec=spec, state=JobState.SUCCEEDED)
-
-
-@pytest.fixture
-def spec(job: Job) -> JobSpec:
-    return replace(job.spec, output_dir="/data")
-
-
-def test_a_node_where_all_is_well(ended: Job) -> None:
-    found = list(check.of_end(ended, LOG, 990, 1003))
-    assert [(finding.severity, finding.subject) for finding in found] == [
-        (OK, "pman-check"),
-        (OK, "STOREBASE"),
-        (OK, "clock"),
-        (OK, "scratch folder"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("line", "severity", "words"),
-    [
-        ("clock=1060", WARNING, "that of n1 is 57 s ahead of"),
-        ("clock=900", WARNING, "that of n1 is 90 s behind"),
-        ("writable=mktemp: Read-only file system", ERROR, "/data can't be written on n1: mktemp"),
-        ("free=1000", WARNING, "/tmp on n1 has 1 MiB free"),
-        ("free=0", ERROR, "/tmp on n1 has 0 MiB free"),
-    ],
-)
-def test_what_is_wrong_with_a_node(ended: Job, line: str, severity: Severity, words: str) -> None:
-    found = worst(check.of_end(ended, f"{LOG}{line}\n", 990, 1003))
-    assert found.severity is severity
-    assert words in found.text
-    assert found.remedy

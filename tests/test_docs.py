@@ -1,5 +1,6 @@
 """The documentation says what the code does: settings, templates, examples, links."""
 
+import inspect
 import itertools
 import re
 import runpy
@@ -7,15 +8,17 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
-from pydantic import BaseModel
 
 from pman import request
+from pman.check import of_settings
+from pman.drivers import cromwell_config, cromwell_states
 from pman.errors import SiteError, TemplateError
-from pman.jobs import JobSpec
-from pman.languages import LANGUAGES
+from pman.jobs import JobSpec, Severity
+from pman.languages import LANGUAGES, check_wdl
 from pman.rendering import Renderer, shipped_templates
 from pman.settings import Settings
 from pman.site import Site
@@ -45,6 +48,10 @@ def first(page: Path, language: str) -> str:
     return next(fence.text for fence in fences(page) if fence.language == language)
 
 
+def wdl_source() -> str:
+    return (shipped_templates() / "wdl" / "chris.wdl.j2").read_text()
+
+
 def sources(*names: str) -> str:
     folder = shipped_templates() / "sbatch"
     return "\n".join((folder / f"{name}.sbatch.j2").read_text() for name in names)
@@ -71,14 +78,15 @@ def vocabulary() -> Iterator[str]:
     environment = jinja2.Environment()
     ours = Renderer()._environments["sbatch"]
     yield from sorted(ours.filters.keys() - environment.filters.keys() - {"word"})
-    yield from (f"{name}(reason)" for name in ours.globals.keys() - environment.globals.keys())
-    yield from sorted(set(re.findall(r"{% block (\w+)", sources("base"))))
+    for name in sorted(ours.globals.keys() - environment.globals.keys()):
+        function: Any = ours.globals[name]
+        yield f"{name}({', '.join(inspect.signature(function).parameters)})"
+    yield from sorted(set(re.findall(r"{% block (\w+)", sources("base") + wdl_source())))
     yield from (f"job.{field.name}" for field in fields(JobSpec))
     properties = [name for name, value in vars(JobSpec).items() if isinstance(value, property)]
     yield from (f"job.{name}" for name in properties)
     yield "site.image"
-    yield from RUNTIMES
-    yield "probe"
+    yield from (*RUNTIMES, "chris", "probe")
 
 
 @pytest.mark.parametrize("word", list(vocabulary()))
@@ -105,24 +113,30 @@ def example_spec(settings: Settings) -> JobSpec:
     return replace(spec, name=name, folder=f"{settings.jobs_folder}/{name}")
 
 
-def render_example(example: str) -> str:
+def render_example(example: str, language: str) -> str:
     site = Site.parse(first(DOCS / "templates.md", "yaml"))
     settings = Settings.model_construct(
         storebase=Path("/data"), timelimit_minutes=90, job_labels={"project": "brain"}
     )
-    renderer = Renderer({"sbatch/example.sbatch.j2": example}, site)
-    return renderer.render(example_spec(settings), "sbatch", "example").text
+    renderer = Renderer({f"{language}/example.{language}.j2": example}, site)
+    return renderer.render(example_spec(settings), language, "example").text
 
 
 @pytest.mark.parametrize(("example", "expected"), examples())
 def test_example_renders_as_the_page_says(example: str, expected: Fence) -> None:
     if expected.language == "text":
+        language = "wdl" if expected.text.startswith("wdl/") else "sbatch"
         with pytest.raises(TemplateError) as error:
-            render_example(example)
+            render_example(example, language)
         assert str(error.value) == expected.text.strip()
+    elif expected.language == "wdl":
+        text = render_example(example, "wdl")
+        assert expected.text in text
+        if text.startswith("version"):
+            assert check_wdl(text) is None
     else:
         assert expected.language == "bash"
-        text = render_example(example)
+        text = render_example(example, "sbatch")
         assert expected.text in text
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
@@ -166,7 +180,7 @@ def test_there_are_site_files_with_errors_and_without() -> None:
 
 def site_keys() -> set[str]:
     """Every key of SITE_FILE that pman or a shipped template knows."""
-    text = sources(*TEMPLATES)
+    text = sources(*TEMPLATES) + wdl_source()
     listed = re.findall(r"for option in \[(.*?)\]", text)
     options = set(re.findall(r"'(\w+)'", " ".join(listed)))
     assert options, "base names the options that become directives in a list"
@@ -199,14 +213,74 @@ def test_every_match_of_a_rule_is_documented() -> None:
     assert {name for name in matches if f"| `{name}` |" not in page} == set()
 
 
-def test_environment_file_example_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = first(DOCS / "slurm-site.md", "ini")
+@pytest.mark.parametrize("page", ["slurm-site.md", "cromwell.md"])
+def test_environment_file_example_is_valid(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = first(DOCS / page, "ini")
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     (tmp_path / "pman.env").write_text(text)
-    assert isinstance(Settings(_env_file=tmp_path / "pman.env"), BaseModel)  # type: ignore[call-arg]
+    settings = Settings(_env_file=tmp_path / "pman.env")  # type: ignore[call-arg]
+    assert [found for found in of_settings(settings) if found.severity is Severity.WARNING] == []
     named = set(re.findall(r"^#?([A-Z_]+)=", text, re.M))
     assert {name for name in named if name.lower() not in Settings.model_fields} == set()
+
+
+# --- cromwell.md ---
+
+EXAMPLE = DOCS / "examples" / "cromwell-slurm.conf"
+
+
+def runtime_attributes() -> list[str]:
+    """Those of the WDL that pman sends."""
+    text = (shipped_templates() / "wdl" / "chris.wdl.j2").read_text()
+    runtime = text[text.index("runtime {") :]
+    listed = re.search(r"for option in \[(.*?)\]", runtime)
+    assert listed
+    options = [f"slurm_{option}" for option in re.findall(r"'(\w+)'", listed[1])]
+    return re.findall(r"^    (\w+): ", runtime, re.M) + options
+
+
+@pytest.mark.parametrize("name", runtime_attributes())
+def test_every_runtime_attribute_is_documented_and_used_by_the_example(name: str) -> None:
+    assert f"`{name}`" in (DOCS / "cromwell.md").read_text()
+    cromwells_own = ("maxRetries", "failOnStderr", "continueOnReturnCode")
+    declared = "memory_mb" if name == "memory" else name
+    if name not in cromwells_own:
+        assert re.search(rf"^ *(String|Int)\?? {declared}\b", EXAMPLE.read_text(), re.M)
+
+
+def test_the_check_knows_every_runtime_attribute() -> None:
+    known = cromwell_config._ATTRIBUTES.keys() | cromwell_config._CROMWELLS_OWN
+    assert known == {*runtime_attributes()}
+
+
+def test_nothing_bites_in_the_example_configuration() -> None:
+    (finding,) = cromwell_config.findings(EXAMPLE.read_text(), EXAMPLE.name)
+    assert finding.severity is Severity.OK
+
+
+def test_every_part_of_the_example_configuration_is_explained() -> None:
+    page = (DOCS / "cromwell.md").read_text()
+    text = re.sub(r'""".*?"""', "", EXAMPLE.read_text(), flags=re.S)
+    names = set(re.findall(r"^ *([a-z][\w-]*)(?:\.enabled)? = ", text, re.M))
+    plain = {
+        "default",
+        "actor-factory",
+        "port",
+        "submit",
+        "max-concurrent-workflows",
+        "jobs",
+        "per",
+    }
+    plain |= {"profile", "driver", "connectionTimeout", "numThreads", "url", "interface"}
+    assert {name for name in names - plain if f"`{name}`" not in page} == set()
+
+
+@pytest.mark.parametrize("message", cromwell_states.WAITING.values())
+def test_what_waiting_jobs_say_is_documented(message: str) -> None:
+    assert f"`{message}`" in (DOCS / "cromwell.md").read_text()
 
 
 # --- architecture.md ---
@@ -244,4 +318,6 @@ def test_links_between_pages_resolve(page: Path) -> None:
 
 
 def test_languages_of_templates_are_all_documented() -> None:
-    assert set(LANGUAGES) == {"sbatch"}, "docs/templates.md is about sbatch alone"
+    page = (DOCS / "templates.md").read_text()
+    for language in LANGUAGES.values():
+        assert f"`{language.folder}/NAME{language.ending}`" in page

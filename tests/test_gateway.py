@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import re
 import threading
 import time
@@ -30,6 +31,7 @@ from pman.errors import (
 from pman.gateway import GROUP, Gateway
 from pman.joblogs import SETTLES, JobLogs
 from pman.jobs import Finding, Job, JobState, Observation, Verdict
+from pman.loops import LONGEST_PAUSE
 from pman.rendering import Renderer
 from pman.settings import Settings
 from pman.store import Store
@@ -765,6 +767,33 @@ async def test_a_job_of_another_engine_is_left_alone(
 
 
 # --- what one trouble does not spread to ---
+
+
+@pytest.mark.parametrize(
+    ("pause", "level"), [(LONGEST_PAUSE / 2, logging.INFO), (LONGEST_PAUSE, logging.WARNING)]
+)
+async def test_a_job_that_is_not_removed_for_long_is_a_warning(
+    values: dict[str, Any],
+    driver: ScriptedDriver,
+    caplog: pytest.LogCaptureFixture,
+    pause: float,
+    level: int,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(Settings(**values | {"poll_interval": pause}), driver) as gateway:
+        await gateway.accept(body())
+        await in_state(gateway, JobState.QUEUED)
+        driver.stuck[JID] = "it is being aborted"
+        await gateway.delete(JID)
+
+        def told() -> list[int]:
+            return [one.levelno for one in caplog.records if "not removed yet" in one.message]
+
+        async def is_told() -> bool:
+            return bool(told())
+
+        await wait_until(is_told, SECONDS, "the job that stays in the log")
+        assert told() == [level]
 
 
 async def test_a_job_that_cannot_be_removed_holds_up_no_other(

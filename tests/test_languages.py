@@ -2,7 +2,8 @@
 
 import pytest
 
-from pman.languages import LANGUAGES, Complaint, check_sbatch
+from pman.jobs import Complaint
+from pman.languages import LANGUAGES, check_sbatch
 
 
 @pytest.mark.parametrize(

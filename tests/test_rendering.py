@@ -93,8 +93,9 @@ def test_the_document_is_the_golden_one(
 
 
 def test_there_is_no_golden_document_without_a_template() -> None:
+    documents = [*(f"{runtime}-{{}}.sbatch" for runtime in RUNTIMES), "chris-{}.wdl"]
     assert {path.name for path in GOLDEN.iterdir()} == {
-        f"{runtime}-{kind}.sbatch" for runtime in RUNTIMES for kind in ("plain", "full")
+        name.format(kind) for name in documents for kind in ("plain", "full")
     }
 
 

@@ -44,6 +44,9 @@ def environment(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> pyt
         ("CONTAINER_USER", "1-2:3", "1-2:3"),
         ("JOBS_DIR", "/data/x", Path("/data/x")),
         ("storebase", "/elsewhere", Path("/elsewhere")),
+        ("CROMWELL_URL", "", ""),
+        ("CROMWELL_URL", "https://me:secret@host/cromwell/", "https://me:secret@host/cromwell"),
+        ("CROMWELL_PATHS", "/a=/b, /c=/d", {"/a": "/b", "/c": "/d"}),
     ],
 )
 def test_a_setting_is_read_from_the_environment(
@@ -152,6 +155,7 @@ def test_who_asks_a_server_needs_none_of_its_settings(clean_environment: None) -
     [
         *("localhost:5010", "ftp://host", "http://", "http://host:x", "http://host:99999", "/x"),
         *("http://a b", "http://host\n", "http://[::1", "http://host:0"),
+        *("http://host?a=b", "http://host#a"),
     ],
 )
 def test_an_address_that_is_none_is_refused(clean_environment: None, url: str) -> None:
@@ -163,6 +167,60 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(clean_environmen
     with pytest.raises(SettingsError, match="API_TOKEN") as caught:
         load_client(pman_url="http://me:secret@host")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://host?a=b", "http://h#a"])
+def test_an_address_of_cromwell_that_is_none_is_refused(
+    environment: pytest.MonkeyPatch, url: str
+) -> None:
+    environment.setenv("CROMWELL_URL", url)
+    with pytest.raises(
+        SettingsError, match=r"CROMWELL_URL has the value .*http://127\.0\.0\.1:8000"
+    ):
+        load()
+
+
+def test_the_password_in_the_address_of_cromwell_is_not_repeated(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setenv("CROMWELL_URL", "http://me:secret@host")
+    assert "secret" not in repr(load())
+    environment.setenv("CROMWELL_URL", "http://me:secret@host:x")
+    with pytest.raises(SettingsError, match="CROMWELL_URL: give") as caught:
+        load()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        (256, 1, r"JOB_LABELS: the key k{20}… has 256 characters, and Cromwell takes no more than"),
+        (1, 256, r"JOB_LABELS: the value v{20}… has 256 characters.* 255: shorten it"),
+    ],
+)
+def test_labels_that_cromwell_would_refuse_are_refused_at_the_start(
+    environment: pytest.MonkeyPatch, key: int, value: int, words: str
+) -> None:
+    environment.setenv("JOB_LABELS", f"{'k' * key}={'v' * value}")
+    load()
+    environment.setenv("CONTAINER_ENV", "cromwell")
+    with pytest.raises(SettingsError, match=words):
+        load()
+
+
+def test_labels_that_cromwell_takes(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("CONTAINER_ENV", "cromwell")
+    environment.setenv("JOB_LABELS", f"{'k' * 255}={'v' * 255},a=")
+    assert len(load().job_labels) == 2
+
+
+@pytest.mark.parametrize("paths", ["theirs=/ours", "/theirs=ours"])
+def test_a_path_of_cromwell_that_is_not_absolute_is_refused(
+    environment: pytest.MonkeyPatch, paths: str
+) -> None:
+    environment.setenv("CROMWELL_PATHS", paths)
+    with pytest.raises(SettingsError, match="is no absolute path; write /theirs=/ours"):
+        load()
 
 
 def test_every_setting_says_what_it_is() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from pman.errors import SettingsError, StoreError
 from pman.jobs import Document, Job, JobSpec, JobState
-from pman.store import _MIGRATIONS, Store
+from pman.store import Store
 from tests.full_disk import no_room_beyond
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -49,6 +50,7 @@ def test_a_job_comes_back_as_it_was_after_a_restart(tmp_path: Path) -> None:
         started_at=NOW + timedelta(microseconds=123456),
         ended_at=NOW + timedelta(days=1),
         missing_since=NOW,
+        notes={"stdout": "/é"},
     )
     store = Store(tmp_path)
     store.add(job)
@@ -198,18 +200,18 @@ def test_a_list_of_jobs_reads_no_more_of_them_than_it_tells(store: Store) -> Non
     assert all("INDEX jobs_listed" in step for step in scans), plan
 
 
-def test_a_database_without_the_index_of_lists_gets_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as first:
-        first.setattr("pman.store._MIGRATIONS", _MIGRATIONS[:1])
-        old = Store(tmp_path)
-        old.add(make_job())
-        old.close()
+def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    old = Store(tmp_path)
+    old.add(make_job())
+    old.close()
+    with closing(sqlite3.connect(tmp_path / "pman.sqlite")) as db:
+        db.executescript(
+            "DROP INDEX jobs_listed; ALTER TABLE jobs DROP COLUMN notes; PRAGMA user_version=1"
+        )
     store = Store(tmp_path)
     jobs, total = store.newest(1)
     store.close()
-    assert ([job.jid for job in jobs], total) == (["j"], 1)
+    assert ([(job.jid, job.notes) for job in jobs], total) == ([("j", {})], 1)
 
 
 def test_jobs_come_oldest_first(store: Store) -> None:
@@ -301,6 +303,14 @@ def test_an_update_leaves_the_log_that_was_kept(store: Store) -> None:
     kept = store.get("j")
     assert kept is not None
     assert kept.log == "log"
+
+
+def test_what_the_driver_noted_is_kept(store: Store) -> None:
+    job = store.add(make_job())
+    store.update([dataclasses.replace(job, notes={"slurm": "7"})])
+    kept = store.get("j")
+    assert kept is not None
+    assert kept.notes == {"slurm": "7"}
 
 
 # --- a store that can't be used ---

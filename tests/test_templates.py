@@ -505,3 +505,35 @@ def test_good_and_broken_changes_at_random(site: Site) -> None:
         good = good if broken else str(number)
         assert site.number() == good
         assert bool(site.problem) == broken
+
+
+# --- through Cromwell ---
+
+RAW = '{% extends "shipped/chris.wdl.j2" %}{% block run %}exec {{ job.argv | join(" ") | raw }}\n'
+CROMWELLS = {
+    "": "",
+    "version 1.1\n": "chris.wdl.j2: it must begin with `version 1.0` (line 1 of the document)",
+    RAW + "{% endblock %}": "(tried with a job with hostile values)",
+}
+
+
+@pytest.mark.parametrize(("template", "problem"), CROMWELLS.items())
+def test_wdl_is_tried_before_it_is_used(
+    values: dict[str, Any], tmp_path: Path, template: str, problem: str
+) -> None:
+    (tmp_path / "wdl").mkdir()
+    cromwell = {"container_env": "cromwell", "storebase": tmp_path / "store", "templates_dir": "."}
+    used = Templates(Settings(**values | cromwell))
+    used.load()
+    try:
+        first = used.render(plain_spec(used._settings))
+        (tmp_path / "wdl" / "chris.wdl.j2").write_text(
+            template or '{% extends "shipped/chris.wdl.j2" %}'
+        )
+        used.refresh()
+        used.refresh()
+        assert (problem in str(used.problem.error)) if used.problem else not problem
+        assert used.render(plain_spec(used._settings)).text.startswith("version 1.0\n")
+        assert first.language == "wdl"
+    finally:
+        used.close()

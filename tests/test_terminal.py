@@ -44,6 +44,7 @@ def values(jid: str = "j") -> dict[str, Any]:
 def details(**changes: Any) -> JobDetails:
     whole = {
         "cmd": "sh -c 'echo hi'",
+        "notes": {"stderr": "/x/stderr"},
         "history": [{"at": NOW, "state": "accepted", "message": "accepted"}],
         "document": {"text": "#!/bin/bash\n\techo hi\n", "language": "sbatch", "template": "bare"},
         "log": "one\ntwo\n",
@@ -132,6 +133,7 @@ def test_a_plain_job_tells_state_and_message_first_and_its_log_last() -> None:
     text = "\n".join(lines)
     for words in (
         *("image     docker.io/library/debian:12", "cmd       sh -c 'echo hi'", "user      cube"),
+        "stderr    /x/stderr",
         *(", after 3m12s", "accepted    accepted", "#!/bin/bash\n\techo hi\n"),
     ):
         assert words in text
@@ -198,7 +200,9 @@ def test_nothing_of_a_job_reaches_the_terminal_as_a_command_or_as_markup() -> No
         ("jid", "status", "engine", "engine_id", "template", "auid", "image", "message"), HOSTILE
     )
     job = JobDetails.model_construct(
-        **details().__dict__ | hostile | {"cmd": HOSTILE, "log": HOSTILE}
+        **details().__dict__
+        | hostile
+        | {"cmd": HOSTILE, "log": HOSTILE, "notes": {HOSTILE: HOSTILE}}
     )
     job.document.text = job.document.language = job.document.template = HOSTILE
     job.history[0].message = HOSTILE
@@ -215,4 +219,4 @@ def test_nothing_of_a_job_reaches_the_terminal_as_a_command_or_as_markup() -> No
     for text in shown:
         assert all(c.isprintable() or c in "\n\t" for c in text), text
         assert SHOWN in text
-    assert [text.count(SHOWN) for text in shown] == [4, 4, 13, 10, 4, 13]
+    assert [text.count(SHOWN) for text in shown] == [4, 4, 15, 12, 4, 15]

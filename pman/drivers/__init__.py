@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pman.errors import EngineError
+from pman.errors import EngineError, SettingsError
 from pman.jobs import Finding, Job, Observation, Verdict
 from pman.settings import Settings
+from pman.shell import LocalShell, Shell, SSHShell
 
 
 class Driver(Protocol):
@@ -50,24 +51,48 @@ class Driver(Protocol):
         """Let go of connections; jobs go on."""
 
 
+def _shell(settings: Settings) -> Shell:
+    """The login node or, without SSH_HOST, this machine."""
+    if not settings.ssh_host:
+        return LocalShell()
+    return SSHShell(
+        host=settings.ssh_host,
+        port=settings.ssh_port,
+        user=settings.ssh_user,
+        key_file=settings.ssh_key_file,
+        known_hosts=settings.ssh_known_hosts,
+        config_file=settings.ssh_config_file,
+        command=settings.ssh_shell,
+    )
+
+
 def _slurm(settings: Settings) -> Driver:
     from pman.drivers.slurm import SlurmDriver
-    from pman.shell import LocalShell, SSHShell
 
-    shell = (
-        SSHShell(
-            host=settings.ssh_host,
-            port=settings.ssh_port,
-            user=settings.ssh_user,
-            key_file=settings.ssh_key_file,
-            known_hosts=settings.ssh_known_hosts,
-            config_file=settings.ssh_config_file,
-            command=settings.ssh_shell,
-        )
-        if settings.ssh_host
-        else LocalShell()
+    return SlurmDriver(
+        _shell(settings), settings.storage, settings.jobs_folder, settings.poll_interval
     )
-    return SlurmDriver(shell, settings.storage, settings.jobs_folder, settings.poll_interval)
+
+
+def _cromwell(settings: Settings) -> Driver:
+    from pman.drivers.cromwell import CromwellDriver
+    from pman.drivers.cromwell_api import CromwellServer
+
+    needed = {
+        "CROMWELL_URL is not set: give Cromwell's address": settings.cromwell_url,
+        "TIMELIMIT_MINUTES is not set: give the time limit of each job": settings.timelimit_minutes,
+    }
+    if missing := [text for text, value in needed.items() if not value]:
+        raise SettingsError("\n".join(missing))
+    return CromwellDriver(
+        CromwellServer(settings.cromwell_url),
+        _shell(settings),
+        settings.cromwell_paths,
+        asks_slurm=bool(settings.ssh_host),
+        config=settings.cromwell_config,
+        storebase=str(settings.storage),
+        poll_interval=settings.poll_interval,
+    )
 
 
 def _local(_: Settings) -> Driver:
@@ -89,5 +114,6 @@ class Engine:
 
 ENGINES: Mapping[str, Engine] = {
     "slurm": Engine("sbatch", "apptainer", _slurm),
+    "cromwell": Engine("wdl", "chris", _cromwell),
     "local": Engine("sbatch", "bare", _local),
 }

@@ -4,7 +4,6 @@ Each of the driver's calls is one shell command, however many jobs it is about.
 """
 
 import io
-import re
 import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +15,25 @@ from pman.drivers import slurm_check
 from pman.drivers import slurm_states as states
 from pman.drivers import slurm_verdict as verdicts
 from pman.drivers.slurm_cluster import Cluster
+from pman.drivers.slurm_queue import (
+    ACCOUNTED,
+    CLEAN,
+    FIELD,
+    NO_ACCOUNTING,
+    QUEUED,
+    RECORD,
+    SQUEUE,
+    answered,
+    decoded,
+    one_line,
+    reason,
+    rows,
+)
 from pman.drivers.slurm_states import Evidence, Row
 from pman.drivers.slurm_verdict import Answer
 from pman.errors import Ambiguous, EngineError, Rejected, Unavailable
 from pman.jobs import Finding, Job, JobState, Observation, Verdict
-from pman.shell import Result, Shell
+from pman.shell import Shell
 
 LOG_BYTES = 256 << 10
 """Bytes of a log's tail, at the most."""
@@ -35,30 +48,8 @@ _ACCOUNTING_RETRY = 600.0
 """Seconds after which sacct is asked again at a site that said it has no accounting."""
 
 _SBATCH_SECONDS = 60
-_FIELD, _RECORD = "\x1f", "\x1e"
-
-# A control character as delimiter: no job's name or comment can hold one here.
-_CLEAN = r"""
-# What the account's profile sets for people's own jobs is not for these.
-unset "${!SBATCH_@}" "${!SQUEUE_@}" "${!SACCT_@}" "${!SCANCEL_@}"
-"""
-
-_SQUEUE = (
-    _CLEAN
-    + r"""
-export SLURM_TIME_FORMAT=%s
-queue() {
-    squeue --noheader --me --states=all "$@" --format=$'%i\037%j\037%T\037%r\037%S\037%e\037%N'
-}
-account() {
-    sacct --allocations --noheader --parsable2 --noconvert --delimiter=$'\037' "$@" \
-        --format=JobIDRaw,JobName,State,Reason,Start,End,NodeList,ExitCode 2>&1
-}
-"""
-)
-
 _SUBMIT = (
-    _CLEAN
+    CLEAN
     + r"""
 storebase=$1 seconds=$2
 shift 2
@@ -83,11 +74,11 @@ exit 0
 )
 
 _FIND = (
-    _SQUEUE
+    SQUEUE
     + r"""
 names=$1 since=$2
 shift 2
-queue --name="$names" || exit
+queue --me --name="$names" || exit
 printf '\036'
 account --name="$names" --starttime="now-${since}"
 printf '\036'
@@ -99,10 +90,10 @@ exit 0
 """
 )
 
-_QUEUE = _SQUEUE + 'queue "$@"\n'
+_QUEUE = SQUEUE + 'queue --me "$@"\n'
 
 _EVIDENCE = (
-    _SQUEUE
+    SQUEUE
     + r"""
 ids=$1
 shift
@@ -145,7 +136,7 @@ done
 exit 0
 """
 
-_TEST = _CLEAN + verdicts.TEST
+_TEST = CLEAN + verdicts.TEST
 
 # What sbatch says, and what it means; the first that fits. Anything else is a refusal.
 _VERDICTS: Sequence[tuple[str, type[EngineError]]] = (
@@ -217,15 +208,15 @@ class SlurmDriver:
             raise Ambiguous(f"the submission on {self._shell.where} was cut off")
         if result.code:
             raise Unavailable(
-                f"no script could be written on {self._shell.where}: {_words(result.stderr)}; "
+                f"no script could be written on {self._shell.where}: {reason(result.stderr)}; "
                 "check STOREBASE, JOBS_DIR and the account's rights",
                 "the shared disk can't be written",
             )
         outcomes: dict[str, str | EngineError] = {
             job.name: Unavailable("Slurm's controller could not be reached") for job in jobs
         }
-        for record in _text(result.stdout).split(_RECORD)[:-1]:
-            name, code, answer, words = record.split(_FIELD, 3)
+        for record in decoded(result.stdout).split(RECORD)[:-1]:
+            name, code, answer, words = record.split(FIELD, 3)
             # `id`, or `id;cluster`; a site's own wrapper may say more before it
             number = answer.strip().rpartition("\n")[2].partition(";")[0]
             outcomes[name] = number if code == "0" and number.isdigit() else _verdict(code, words)
@@ -238,12 +229,12 @@ class SlurmDriver:
         result = self._shell.run(
             _FIND, names, f"{since}seconds", *(job.spec.folder for job in jobs), timeout=60
         )
-        _answered(result, "squeue", self._shell.where)
-        queue, account, owners = _text(result.stdout).split(_RECORD)
+        answered(result, "squeue", self._shell.where)
+        queue, account, owners = decoded(result.stdout).split(RECORD)
         wanted = {job.name for job in jobs}
-        found = {row.name: row.id for row in [*_rows(account, 8), *_rows(queue, 7)]}
+        found = {row.name: row.id for row in [*rows(account, ACCOUNTED), *rows(queue, QUEUED)]}
         for line in owners.splitlines():
-            name, _, owner = line.partition(_FIELD)
+            name, _, owner = line.partition(FIELD)
             if (owner := owner.strip()).isdecimal():
                 found[name] = owner
         return {name: number for name, number in found.items() if name in wanted}
@@ -272,8 +263,8 @@ class SlurmDriver:
 
     def _queue(self, *options: str) -> list[Row]:
         result = self._shell.run(_QUEUE, *options, timeout=60, limit=64 << 20)
-        _answered(result, "squeue", self._shell.where)
-        return _rows(_text(result.stdout), 7)
+        answered(result, "squeue", self._shell.where)
+        return rows(decoded(result.stdout), QUEUED)
 
     def _ends(self, over: Mapping[str, tuple[Job, Row | None]]) -> Mapping[str, Observation]:
         """What became of jobs that squeue does not show as alive."""
@@ -286,18 +277,18 @@ class SlurmDriver:
             timeout=60,
             limit=64 << 20,
         )
-        _answered(result, "the shared disk", self._shell.where)
-        account, code, *records = _text(result.stdout).split(_RECORD)
+        answered(result, "the shared disk", self._shell.where)
+        account, code, *records = decoded(result.stdout).split(RECORD)
         doubt = ""
         if code not in ("", "0"):
-            if "accounting storage is disabled" in account.lower():
+            if NO_ACCOUNTING in account.lower():
                 self._no_accounting_until = time.monotonic() + _ACCOUNTING_RETRY
             else:
-                doubt = f"the accounting does not answer: {_words(account.encode())}"
-        accounted = {(row.id, row.name): row for row in _rows(account, 8)}
+                doubt = f"the accounting does not answer: {reason(account.encode())}"
+        accounted = {(row.id, row.name): row for row in rows(account, ACCOUNTED)}
         evidence = {}
         for record in records[:-1]:
-            name, *parts = record.split(_FIELD, 4)
+            name, *parts = record.split(FIELD, 4)
             evidence[name] = Evidence(*(part.strip() for part in parts))
         seen = {}
         for name, (job, queued) in over.items():
@@ -315,7 +306,7 @@ class SlurmDriver:
             _LOGS, job.spec.folder, str(tail), str(LOG_BYTES), timeout=20, limit=LOG_BYTES
         )
         if result.code:
-            raise Unavailable(f"the log can't be read: {_words(result.stderr)}")
+            raise Unavailable(f"the log can't be read: {reason(result.stderr)}")
         return result.stdout.decode(errors="replace")
 
     def remove(self, jobs: Sequence[Job]) -> Mapping[str, str]:
@@ -327,9 +318,9 @@ class SlurmDriver:
             _REMOVE, " ".join(ids), *(job.spec.folder for job in jobs), timeout=60 + len(jobs)
         )
         if result.code:
-            raise Unavailable(f"scancel does not answer: {_words(result.stderr)}")
-        records = _text(result.stdout).split(_RECORD)[:-1]
-        return dict(record.split(_FIELD, 1) for record in records)
+            raise Unavailable(f"scancel does not answer: {reason(result.stderr)}")
+        records = decoded(result.stdout).split(RECORD)[:-1]
+        return dict(record.split(FIELD, 1) for record in records)
 
     def test(self, jobs: Sequence[Job]) -> Mapping[str, Verdict]:
         scripts = {str(number): job.document.text for number, job in enumerate(jobs)}
@@ -341,9 +332,9 @@ class SlurmDriver:
             limit=64 << 20,
         )
         if result.code or result.truncated:
-            words = "its answer is too long" if result.truncated else _words(result.stderr)
+            words = "its answer is too long" if result.truncated else reason(result.stderr)
             raise Unavailable(f"sbatch can't be asked on {self._shell.where}: {words}")
-        answers, cluster = verdicts.read(_text(result.stdout))
+        answers, cluster = verdicts.read(decoded(result.stdout))
         found = [_judged(answer, cluster) for answer in answers]
         if len(found) < len(jobs):
             raise Unavailable(f"sbatch was not asked about every job on {self._shell.where}")
@@ -358,15 +349,12 @@ def _end(job: Job, queued: Row | None, accounted: Row | None, left: Evidence) ->
     if left.owner.isdecimal() and left.owner != job.engine_id:
         # This one found the lock taken: the job that took it is the one to follow.
         return _follow(job, left.owner)
-    final = accounted if accounted and accounted.state.split(" ")[0] in states.ENDED else None
-    over = queued or final
+    over = states.over(queued, accounted)
     if over is None:
         return states.left(job, left) or _unended(job, accounted)
     trace = left.exit or left.owner or left.reason
     if over.state == "FAILED" and not trace and not _long_missing(job):
         return None  # a duplicate that found the lock taken, on a disk that does not show it yet?
-    if queued and final and final.state.split(" ")[0] == queued.state:
-        over = replace(queued, state=final.state, exit_code=final.exit_code)
     return states.ended(job, over, left)
 
 
@@ -410,22 +398,9 @@ def _archive(texts: Mapping[str, str]) -> bytes:
     return archive.getvalue()
 
 
-def _said(words: str) -> str:
-    """sbatch's words in one line, without what it puts before them."""
-    return "; ".join(
-        re.sub(
-            r"^(sbatch: |error: |fatal: |allocation failure: |Batch job submission failed: )*",
-            "",
-            line.strip(),
-        )
-        for line in words.splitlines()
-        if line.strip()
-    )
-
-
 def _judged(answer: Answer, cluster: Cluster) -> Verdict:
     """The verdict in what sbatch said. Raises Unavailable when it is about Slurm, not the job."""
-    said = _said(answer.words)
+    said = one_line(answer.words)
     if answer.code == "0":
         return verdicts.accepted(answer, said, cluster)
     error = _verdict(answer.code, answer.words)
@@ -437,7 +412,7 @@ def _judged(answer: Answer, cluster: Cluster) -> Verdict:
 
 
 def _verdict(code: str, words: str) -> EngineError:
-    said = _said(words)
+    said = one_line(words)
     if code == "124":
         return Ambiguous(f"sbatch did not answer within {_SBATCH_SECONDS} s")
     if code in ("126", "127"):
@@ -449,27 +424,3 @@ def _verdict(code: str, words: str) -> EngineError:
         if pattern in words.lower():
             return kind(said)
     return Rejected(f"refused by Slurm: {said}")
-
-
-def _answered(result: Result, what: str, where: str) -> None:
-    """Raises Unavailable unless a command that only looks gave its whole answer."""
-    # squeue can say `Socket timed out` and still exit with 0: a part of the queue is no answer.
-    failed = result.code or "error:" in _text(result.stderr)
-    if failed or result.truncated:
-        words = "its answer is too long" if result.truncated else _words(result.stderr)
-        message = f"{what} does not answer on {where}: {words}"
-        raise Unavailable(message, f"{what} does not answer on {where}")
-
-
-def _rows(text: str, fields: int) -> list[Row]:
-    """The rows that have the right shape: a strange line costs no other job its state."""
-    return [Row(*parts) for line in text.splitlines() if len(parts := line.split(_FIELD)) == fields]
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="replace")
-
-
-def _words(data: bytes) -> str:
-    lines = [line.strip() for line in _text(data).splitlines() if line.strip()]
-    return "; ".join(lines[-3:])[:1000] or "no reason was given"

@@ -1,12 +1,14 @@
 """How a Slurm site is, for `pman check`: two commands on the login node, and what they tell.
 
+Other drivers that go to a login node take from here what they share.
+
 The first is about the machine and Slurm, the second about the shared disk: a disk that hangs must
 not hide the rest.
 """
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pman import findings
@@ -29,9 +31,8 @@ NODE_SECONDS, DISK_SECONDS = 120.0, 60.0
 
 _FIELD, _RECORD = "\x1f", "\x1e"
 
-# Each answer is a record: its name, the command's exit code, and what it said on both streams. By
-# bash alone: any program may be what is missing.
-_ANSWER = r"""
+# By bash alone: any program may be what is missing.
+ANSWER = r"""
 export LC_ALL=C
 answer() {
     local name=$1 words code
@@ -42,10 +43,14 @@ answer() {
     printf '%s\037%s\037%s\036' "$name" "$code" "${words:0:65536}"
 }
 """
+"""A function for a script; `answers` reads what it prints: records of a name, a command's exit code
+and what that said on both streams."""
 
 _NODE = (
-    _ANSWER
+    ANSWER
     + r"""
+client=$1
+shift
 missing() {
     for program; do
         type -P "$program" > /dev/null || printf '%s ' "$program"
@@ -53,15 +58,17 @@ missing() {
 }
 answer began date +%s
 answer missing missing "$@"
-answer version timeout 30 sbatch --version
-answer config timeout 30 scontrol show config
-answer accounting timeout 30 sacct --allocations --noheader --starttime=now --format=JobID
+if [ -n "$client" ]; then
+    answer version timeout 30 "$client" --version
+    answer config timeout 30 scontrol show config
+    answer accounting timeout 30 sacct --allocations --noheader --starttime=now --format=JobID
+fi
 answer ended date +%s
 """
 )
 
 _DISK = (
-    _ANSWER
+    ANSWER
     + r"""
 storebase=$1 at=$2
 write() { file=$(mktemp -- "$1/.pman-check-XXXXXX") && rm -f -- "$file"; }
@@ -75,14 +82,26 @@ answer space df -P -k -- "$at"
 """
 )
 
-_SLURM = ("sbatch", "squeue", "scancel", "sacct", "scontrol")
-_TOOLS = ("tar", "mktemp", "timeout", "find", "head", "tail", "grep", "tr")
 
-_WITHOUT = {
-    "sacct": "how a job ended that Slurm has forgotten, only its exit file tells",
-    "scontrol": "pman does not need it, and this check can't see how Slurm is set up",
-}
-"""The programs that pman can do without, and what it is like then."""
+@dataclass(frozen=True)
+class Programs:
+    """What must be on the PATH of the login node."""
+
+    slurm: tuple[str, ...]
+    """Slurm's commands; the first one tells the version. Empty: Slurm is not asked."""
+    tools: tuple[str, ...]
+    dispensable: Mapping[str, str]
+    """The programs that pman can do without, and what it is like then."""
+
+
+PROGRAMS = Programs(
+    ("sbatch", "squeue", "scancel", "sacct", "scontrol"),
+    ("tar", "mktemp", "timeout", "find", "head", "tail", "grep", "tr"),
+    {
+        "sacct": "how a job ended that Slurm has forgotten, only its exit file tells",
+        "scontrol": "pman does not need it, and this check can't see how Slurm is set up",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -98,19 +117,11 @@ Answers = Mapping[str, Answer]
 
 def check(shell: Shell, storebase: str, jobs_dir: str, poll_interval: float) -> Iterator[Finding]:
     """How the login node, Slurm and the shared disk are. Raises nothing."""
-    before = time.time()
-    try:
-        result = shell.run(_NODE, *_SLURM, *_TOOLS, timeout=NODE_SECONDS)
-    except EngineError as error:
-        yield unreachable(error, shell.where)
-        return
-    after = time.time()
-    node = answers(result.stdout)
     here = shell.where == "this machine"
     way = "pman runs Slurm's commands here: SSH_HOST is empty" if here else "the account gets in"
-    yield Finding(OK, "login node", f"{shell.where}: {way}")
-    yield from clock(node, before, after, shell.where)
-    yield from programs(node, here)
+    node = yield from login_node(shell, PROGRAMS, way)
+    if node is None:
+        return
     yield from slurm(node, poll_interval)
     try:
         result = shell.run(_DISK, storebase, jobs_dir, timeout=DISK_SECONDS)
@@ -119,6 +130,27 @@ def check(shell: Shell, storebase: str, jobs_dir: str, poll_interval: float) -> 
         yield Finding(ERROR, "STOREBASE", text, f"does `ls {storebase}` hang on the login node?")
         return
     yield from disk(answers(result.stdout), storebase, jobs_dir)
+
+
+def login_node(
+    shell: Shell, wanted: Programs, way: str
+) -> Generator[Finding, None, Answers | None]:
+    """How the machine behind the shell is, and what it answers of Slurm; None: it is away."""
+    before = time.time()
+    try:
+        client = wanted.slurm[0] if wanted.slurm else ""
+        result = shell.run(_NODE, client, *wanted.slurm, *wanted.tools, timeout=NODE_SECONDS)
+    except EngineError as error:
+        yield unreachable(error, shell.where)
+        return None
+    after = time.time()
+    node = answers(result.stdout)
+    yield Finding(OK, "login node", f"{shell.where}: {way}")
+    here = shell.where == "this machine"
+    if not here:  # there is one clock only
+        yield from clock(node, before, after, shell.where)
+    yield from programs(node, here, wanted)
+    return node
 
 
 def answers(output: bytes) -> Answers:
@@ -149,26 +181,34 @@ def clock(node: Answers, before: float, after: float, where: str) -> Iterator[Fi
     yield findings.clock(where, began - before, ended - after)
 
 
-def programs(node: Answers, here: bool) -> Iterator[Finding]:
+def programs(node: Answers, here: bool, wanted: Programs = PROGRAMS) -> Iterator[Finding]:
     missing = node["missing"].words.split() if "missing" in node else []
     whose = "pman's own environment" if here else "the account's profile"
     for program in missing:
-        if program in _TOOLS:
-            remedy = "install it there (tar, coreutils, findutils, grep)"
+        if program in wanted.tools:
+            remedy = "install it there (coreutils, findutils, grep, sed, tar)"
         else:
             remedy = f"put Slurm on the PATH in {whose}"
             remedy += "" if here else ", and let SSH_SHELL read it (`bash -l`)"
-        severity = WARNING if program in _WITHOUT else ERROR
+        severity = WARNING if program in wanted.dispensable else ERROR
         text = f"{program} is not on the PATH"
-        if program in _WITHOUT:
-            text += f": {_WITHOUT[program]}"
+        if program in wanted.dispensable:
+            text += f": {wanted.dispensable[program]}"
         yield Finding(severity, "programs", text, remedy)
     if not missing:
-        yield Finding(OK, "programs", f"{', '.join((*_SLURM, *_TOOLS))} are on the PATH")
+        yield Finding(
+            OK, "programs", f"{', '.join((*wanted.slurm, *wanted.tools))} are on the PATH"
+        )
 
 
 def slurm(node: Answers, poll_interval: float) -> Iterator[Finding]:
     """Slurm's version, controller, accounting, and those of its settings that matter to pman."""
+    settings = yield from cluster(node, poll_interval)
+    yield from _customs(settings)
+
+
+def cluster(node: Answers, poll_interval: float) -> Generator[Finding, None, Mapping[str, str]]:
+    """What matters wherever Slurm is asked; returns its settings, as far as it tells them."""
     version, config, accounting = (
         node.get(name, Answer(127, "")) for name in ("version", "config", "accounting")
     )
@@ -179,7 +219,7 @@ def slurm(node: Answers, poll_interval: float) -> Iterator[Finding]:
         yield Finding(
             ERROR,
             "Slurm",
-            f"its controller does not answer: {_last(config.words)}",
+            f"its controller does not answer: {last(config.words)}",
             "is slurmctld up? Until it answers, jobs wait in pman",
         )
     elif settings:
@@ -187,7 +227,8 @@ def slurm(node: Answers, poll_interval: float) -> Iterator[Finding]:
         yield Finding(OK, "Slurm", f"the controller of cluster {cluster} answers")
     if accounting.code != 127:
         yield _accounting(accounting, settings.get("MinJobAge", ""), poll_interval)
-    yield from _customs(settings, poll_interval)
+    yield from _rate(settings, poll_interval)
+    return settings
 
 
 def _version(version: Answer) -> Finding:
@@ -196,7 +237,7 @@ def _version(version: Answer) -> Finding:
         return Finding(
             ERROR,
             "Slurm",
-            f"sbatch does not work: {_last(version.words)}",
+            f"its commands do not work: {last(version.words)}",
             "is this a login node of the cluster, with its slurm.conf (or SLURM_CONF)?",
         )
     if (int(found[1]), int(found[2])) < OLDEST:
@@ -219,7 +260,7 @@ def _accounting(accounting: Answer, min_job_age: str, poll_interval: float) -> F
         return Finding(
             WARNING,
             "accounting",
-            f"it does not answer: {_last(accounting.words)}; of a job that squeue does not show "
+            f"it does not answer: {last(accounting.words)}; of a job that squeue does not show "
             f"any more {exit_file} meanwhile, and one without it keeps its last state",
             "is slurmdbd up?",
         )
@@ -235,10 +276,9 @@ def _accounting(accounting: Answer, min_job_age: str, poll_interval: float) -> F
     return Finding(OK, "accounting", text)
 
 
-def _customs(settings: Mapping[str, str], poll_interval: float) -> Iterator[Finding]:
-    private = settings.get("PrivateData", "none")
-    if private not in ("none", "(null)"):
-        text = f"{private} of others are hidden; pman looks at its own jobs alone"
+def _customs(settings: Mapping[str, str]) -> Iterator[Finding]:
+    if hidden := private(settings):
+        text = f"{hidden} of others are hidden; pman looks at its own jobs alone"
         yield Finding(OK, "PrivateData", text)
     if settings.get("EnforcePartLimits") == "NO":
         yield Finding(
@@ -247,26 +287,33 @@ def _customs(settings: Mapping[str, str], poll_interval: float) -> Iterator[Find
             "Slurm takes jobs that a partition's limits never let start (EnforcePartLimits=NO)",
             "`pman render --test-only` warns of one",
         )
-    options = dict(
-        option.partition("=")[::2] for option in settings.get("SlurmctldParameters", "").split(",")
-    )
-    if "rl_enable" in options:
-        yield _rate(options, poll_interval)
 
 
-def _rate(options: Mapping[str, str], poll_interval: float) -> Finding:
+def private(settings: Mapping[str, str]) -> str:
+    """What Slurm shows of nobody else's."""
+    hidden = settings.get("PrivateData", "none")
+    return "" if hidden in ("none", "(null)") else hidden
+
+
+def _rate(settings: Mapping[str, str], poll_interval: float) -> Iterator[Finding]:
     """The buckets of slurm.conf(5), SlurmctldParameters: one an account, filled up again and again.
 
     One look of pman may be two calls of the controller.
     """
+    options = dict(
+        option.partition("=")[::2] for option in settings.get("SlurmctldParameters", "").split(",")
+    )
+    if "rl_enable" not in options:
+        return
     tokens = number(options.get("rl_refill_rate", "")) or 2
     period = number(options.get("rl_refill_period", "")) or 1
     text = f"an account has {tokens} calls every {period} s (rl_enable)"
     least = 2 * period / tokens
     if poll_interval >= least:
-        return Finding(OK, "rate limit", f"{text}; a look every {poll_interval:g} s is within")
+        yield Finding(OK, "rate limit", f"{text}; a look every {poll_interval:g} s is within")
+        return
     text += f"; a look every {poll_interval:g} s (POLL_INTERVAL) is too often"
-    return Finding(WARNING, "rate limit", text, f"set POLL_INTERVAL to {least:g} or more")
+    yield Finding(WARNING, "rate limit", text, f"set POLL_INTERVAL to {least:g} or more")
 
 
 def disk(seen: Answers, storebase: str, jobs_dir: str) -> Iterator[Finding]:
@@ -277,7 +324,7 @@ def disk(seen: Answers, storebase: str, jobs_dir: str) -> Iterator[Finding]:
         yield Finding(
             ERROR,
             "JOBS_DIR",
-            f"{jobs_dir} can't be made or written: {_last(jobs.words)}",
+            f"{jobs_dir} can't be made or written: {last(jobs.words)}",
             "give the account the rights, or set JOBS_DIR to another folder of the shared disk",
         )
     else:
@@ -294,10 +341,10 @@ def _storebase(seen: Answers, storebase: str) -> Finding:
     )
     mount = "is the disk mounted on the login node, and under the path that the nodes have?"
     if there.code:
-        text = f"{storebase} can't be entered: {_last(there.words)}"
+        text = f"{storebase} can't be entered: {last(there.words)}"
         return Finding(ERROR, "STOREBASE", text, mount)
     if content.code:
-        text = f"{storebase} can't be read: {_last(content.words)}"
+        text = f"{storebase} can't be read: {last(content.words)}"
         return Finding(ERROR, "STOREBASE", text, "give the account the rights to read it")
     if not content.words:
         text = f"{storebase} is empty: pman takes it for a disk that is not mounted"
@@ -306,12 +353,13 @@ def _storebase(seen: Answers, storebase: str) -> Finding:
         text = f"{storebase} is on a disk that is mounted read-only"
         return Finding(ERROR, "STOREBASE", text, "have it mounted read-write")
     if write.code:
-        text = f"the account can't write {storebase}: {_last(write.words)}"
+        text = f"the account can't write {storebase}: {last(write.words)}"
         remedy = "give it the rights, unless pfcon makes each job's output folder writable for it"
         return Finding(WARNING, "STOREBASE", text, remedy)
     return Finding(OK, "STOREBASE", f"{storebase} can be read and written")
 
 
-def _last(words: str) -> str:
+def last(words: str) -> str:
+    """The end of what a command said, in one line."""
     lines: Sequence[str] = [line.strip() for line in words.splitlines() if line.strip()]
     return "; ".join(lines[-3:])[:600] or "without a word"

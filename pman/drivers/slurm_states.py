@@ -28,6 +28,12 @@ class Row:
     exit_code: str = ""
     """``code:signal``; squeue has none."""
 
+    @property
+    def placed(self) -> bool:
+        """Whether it was ever given nodes. Its start is no sign of that: one that is cancelled
+        while it waits starts when it ends."""
+        return self.nodes.strip() not in ("", "(null)", "None assigned")
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -129,6 +135,16 @@ def unended(row: Row) -> Observation:
     return Observation(JobState.QUEUED, f"Slurm says {row.state}")
 
 
+def over(queued: Row | None, accounted: Row | None) -> Row | None:
+    """What squeue's row and sacct's tell together of a job that has ended; None: neither does."""
+    final = accounted if accounted and accounted.state.split(" ")[0] in ENDED else None
+    if queued is None or queued.state not in ENDED:
+        return final
+    if final and final.state.split(" ")[0] == queued.state:
+        return replace(queued, state=final.state, exit_code=final.exit_code)
+    return queued
+
+
 def ended(job: Job, row: Row, evidence: Evidence) -> Observation:
     """How a job ended of which Slurm says that it has."""
     state, _, words = row.state.partition(" ")
@@ -190,7 +206,7 @@ def left(job: Job, evidence: Evidence) -> Observation | None:
 
 def _cancelled(row: Row, words: str, evidence: Evidence) -> str:
     message = f"cancelled on the cluster {words}".rstrip()
-    if row.nodes.strip() and not evidence.owner:
+    if row.placed and not evidence.owner:
         # With --no-requeue this is also what becomes of a job that its node can't start.
         return f"{message} before it began on {row.nodes} (can that node start jobs?)"
     return message

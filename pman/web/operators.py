@@ -37,6 +37,7 @@ async def show_job(request: web.Request) -> web.Response:
         {
             **job_line(job),
             "cmd": shlex.join(job.spec.argv),
+            "notes": dict(job.notes),
             "history": [
                 {"at": _iso(event.at), "state": event.state, "message": event.message}
                 for event in await gateway.history(job)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pman import check as checks
+from pman import probing
 from pman.drivers import ENGINES
 from pman.settings import Settings
 from pman.sources import read
@@ -461,10 +461,10 @@ def test_queue_that_is_long(plain_site: Site, tmp_path: Path, clean_environment:
     values = plain_site.settings(tmp_path, {"directives": ["--begin=now+600"]})
     settings = Settings(**{name.lower(): value for name, value in values.items()})  # type: ignore[arg-type]
     with Worker(read(None, settings.site_file)) as worker:
-        (job,) = checks.probes(settings, worker)
+        (job,) = probing.probes(settings, worker)
     driver = ENGINES["slurm"].make(settings)
     with contextlib.closing(driver):
-        (finding,) = checks.run(driver, [job], 0.3, threading.Event(), within=3)
+        (finding,) = probing.run(driver, [job], 0.3, threading.Event(), within=3)
     assert (finding.severity, finding.subject) == ("warning", "pman-check")
     assert finding.text.startswith("not at its end after 3 s: waiting: BeginTime")
     assert "squeue --start" in finding.remedy

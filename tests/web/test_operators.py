@@ -125,7 +125,7 @@ async def test_a_job_is_shown_with_history_document_and_log(client: Client) -> N
     body = job_body(entrypoint=["sh"], args=["-c", "echo 'out put'; exit 3"], env=["A=secret"])
     assert (await client.post("/api/v1/", json=body)).status == 201
     job = await ended(client, "chris-jid-1")
-    assert [*job] == [*LINE, "cmd", "history", "document", "log"]
+    assert [*job] == [*LINE, "cmd", "notes", "history", "document", "log"]
     assert job["state"] == "failed"
     assert (
         job["cmd"] == "sh -c 'echo '\"'\"'out put'\"'\"'; exit 3' /share/incoming /share/outgoing"
