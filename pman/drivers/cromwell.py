@@ -153,7 +153,7 @@ _CANCEL = "scancel $1\n"
 
 
 _Found = tuple[Mapping[str, Row], Mapping[str, Left], str]
-"""The accounting's rows by Slurm's ids, what jobs left by their names, and why something lacks."""
+"""The accounting's rows and what jobs left, by the jobs' names, and why something lacks."""
 
 
 class CromwellDriver:
@@ -431,10 +431,10 @@ class CromwellDriver:
         return accounted, left, doubt
 
     def _batch(self, jobs: Sequence[Job]) -> _Found:
-        ids = [job.notes["slurm"] for job in jobs if "slurm" in job.notes]
+        owners = {job.notes["slurm"]: job for job in jobs if "slurm" in job.notes}
         result = self._shell.run(
             _EVIDENCE,
-            ",".join(ids if self._asks_slurm else []),
+            ",".join(owners if self._asks_slurm else []),
             *(part for job in jobs for part in (job.name, self._folder(job))),
             timeout=60,
             limit=64 << 20,
@@ -448,7 +448,6 @@ class CromwellDriver:
             )
             left[name] = Left(Evidence(exit_code, owner, why, errors), refusal)
         if code == "0" or NO_ACCOUNTING in account.lower():
-            owners = {job.notes["slurm"]: job for job in jobs if "slurm" in job.notes}
             return _owned(rows(account, ACCOUNTED), owners), left, ""
         return {}, left, "the accounting does not answer"
 
